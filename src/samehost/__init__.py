@@ -1,0 +1,78 @@
+"""samehost: fast, safe local services over UNIX domain sockets.
+
+Only names live here. Each is imported when it is first used, so that a program pays for nothing that it leaves alone.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+TYPE_CHECKING = False  # typing's own takes longer to import than all of this
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from samehost import aio as aio
+    from samehost import errors as errors
+    from samehost import inspect as inspect
+    from samehost import limits as limits
+    from samehost.blocking.connection import Connection as Connection
+    from samehost.blocking.datagrams import Datagram as Datagram
+    from samehost.blocking.datagrams import DatagramListener as DatagramListener
+    from samehost.blocking.dial import dial as dial
+    from samehost.blocking.listener import Listener as Listener
+    from samehost.blocking.listener import listen as listen
+    from samehost.kernel.files import File as File
+    from samehost.peer import ANYONE as ANYONE
+    from samehost.peer import Peer as Peer
+    from samehost.peer import Policy as Policy
+    from samehost.peer import allow as allow
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "ANYONE": "samehost.peer",
+    "Connection": "samehost.blocking.connection",
+    "Datagram": "samehost.blocking.datagrams",
+    "DatagramListener": "samehost.blocking.datagrams",
+    "File": "samehost.kernel.files",
+    "Listener": "samehost.blocking.listener",
+    "Peer": "samehost.peer",
+    "Policy": "samehost.peer",
+    "allow": "samehost.peer",
+    "dial": "samehost.blocking.dial",
+    "listen": "samehost.blocking.listener",
+}
+
+__all__ = (
+    "ANYONE",
+    "Connection",
+    "Datagram",
+    "DatagramListener",
+    "File",
+    "Listener",
+    "Peer",
+    "Policy",
+    "aio",
+    "allow",
+    "dial",
+    "errors",
+    "inspect",
+    "limits",
+    "listen",
+)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(import_module(_HOMES[name]), name)
+    elif name in __all__:
+        value = import_module(f"samehost.{name}")
+    else:
+        raise AttributeError(f"module 'samehost' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,114 @@
+"""Reading the values of options, each with an error that says what would be right."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+
+from samehost.errors import PolicyError
+from samehost.peer import ANYONE, Policy, allow
+
+_BYTES_MAX = 1 << 30
+_TYPES = ("stream", "datagram", "seqpacket")
+_CONDITION = re.compile(r"(?P<key>uid|gid|user|group)=(?P<value>.+)")
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """The standard one, minus its import of shutil, which takes longer than all else that argparse does."""
+
+    def __init__(self, prog: str) -> None:
+        try:
+            columns = os.get_terminal_size(1).columns
+        except OSError:
+            columns = 100
+        super().__init__(prog, width=min(columns, 120) - 2)
+
+
+def new_parser(name: str, description: str) -> argparse.ArgumentParser:
+    """A parser for one subcommand, with its address."""
+    parser = argparse.ArgumentParser(prog=f"samehost {name}", description=description, formatter_class=_Formatter)
+    parser.add_argument("address", metavar="ADDRESS", help="a path, @abstract, fd:N or a service name")
+    return parser
+
+
+def add_type(parser: argparse.ArgumentParser) -> None:
+    """The option --type."""
+    parser.add_argument("--type", choices=_TYPES, default="stream", help="the kind of socket (stream)")
+
+
+def seconds(text: str) -> float:
+    """A time: a number of seconds, zero or more."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds, as in 0.5 or 30")
+    return value
+
+
+def byte_count(text: str) -> int:
+    """A positive number of bytes."""
+    if not (text.isascii() and text.isdigit()) or not 0 < int(text) <= _BYTES_MAX:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes from 1 to {_BYTES_MAX}")
+    return int(text)
+
+
+def file_mode(text: str) -> int:
+    """Permission bits in octal."""
+    if re.fullmatch(r"(0o)?[0-7]{1,4}", text) is None or int(text, 8) > 0o777:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a file mode in octal, as in 600 or 660")
+    return int(text, 8)
+
+
+def group(text: str) -> str | int:
+    """A group by its name, or by its number."""
+    return int(text) if text.isascii() and text.isdigit() else text
+
+
+def policy(text: str) -> Policy:
+    """A policy: `anyone`, or conditions that must hold together, as in `user=alice` or `uid=1000,group=staff`."""
+    if text == "anyone":
+        return ANYONE
+    conditions: dict[str, list[str]] = {}
+    for part in text.split(","):
+        if (match := _CONDITION.fullmatch(part.strip())) is None:
+            raise argparse.ArgumentTypeError(
+                f"{part!r} is not a condition: uid=N, gid=N, user=NAME or group=NAME, joined by commas; or anyone"
+            )
+        conditions.setdefault(match["key"], []).append(match["value"])
+    try:
+        return allow(
+            uid=_numbers(conditions.get("uid")),
+            gid=_numbers(conditions.get("gid")),
+            user=conditions.get("user"),
+            group=conditions.get("group"),
+        )
+    except PolicyError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _numbers(values: list[str] | None) -> list[int] | None:
+    if values is None:
+        return None
+    for value in values:
+        if not (value.isascii() and value.isdigit()):
+            raise argparse.ArgumentTypeError(f"{value!r} is not a number: for a name, use user= or group=")
+    return [int(value) for value in values]
+
+
+class AddPolicy(argparse.Action):
+    """An option that may come several times, each time admitting more peers."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        """Add one more policy to those given so far."""
+        assert isinstance(values, Policy)
+        so_far = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, values if so_far is None else so_far | values)

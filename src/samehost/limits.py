@@ -1,0 +1,59 @@
+"""Every bound that samehost sets, with its unit at the end of its name.
+
+These are defaults: where a bound matters to a user, the function that applies it takes a parameter.
+"""
+
+from __future__ import annotations
+
+SUN_PATH_BYTES_MAX = 107
+"""Longest path that fits `sockaddr_un` with its closing NUL; also the longest abstract name (unix(7))."""
+
+FILE_NAME_BYTES_MAX = 255
+"""Longest component of a path (NAME_MAX)."""
+
+PATH_BYTES_MAX = 4095
+"""Longest path (PATH_MAX without its closing NUL)."""
+
+MESSAGE_BYTES_MAX = 64 * 1024
+"""What one `recv` takes, and the longest datagram or packet, unless the caller says otherwise."""
+
+FILES_PER_MESSAGE_MAX = 16
+"""Files that travel with one message; the kernel's own bound, SCM_MAX_FD, is 253."""
+
+CONNECTIONS_MAX = 1024
+"""Connections that a server serves at a time; further ones wait in the backlog."""
+
+DESCRIPTOR_SHARE_MAX = 0.75
+"""The part of RLIMIT_NOFILE that a server's connections may use."""
+
+BACKLOG_CONNECTIONS_MAX = 2**31 - 1
+"""Asked of listen(2), which lowers it to net.core.somaxconn."""
+
+ACCEPT_PAUSE_SECONDS_MIN = 0.010
+ACCEPT_PAUSE_SECONDS_MAX = 1.0
+"""How long accepting rests when the process or the host is out of descriptors or memory; doubled each time."""
+
+PATH_CHECK_SECONDS = 2.0
+"""How often an idle listener looks whether its path is still its own."""
+
+DRAIN_SECONDS = 30.0
+"""How long calls in flight may go on once a server was told to end."""
+
+DRAIN_QUIET_SECONDS = 0.25
+"""While a server drains, a connection that stays silent this long reads as ended."""
+
+DRAIN_CUT_SECONDS = 1.0
+"""How long handlers get to notice that their connections were cut at the end of the drain time."""
+
+DIAL_SECONDS = 30.0
+"""How long a client tries to get through a full backlog."""
+
+DIAL_PAUSE_SECONDS_MIN = 0.001
+DIAL_PAUSE_SECONDS_MAX = 0.050
+"""How long a client rests between two tries; doubled each time."""
+
+RECEIVER_FULL_SECONDS = 1.0
+"""How long a sender of datagrams waits for room in the receiver's queue, if it sets no timeout."""
+
+SYMBOLIC_LINKS_MAX = 40
+"""Links followed in one path, as the kernel does (path_resolution(7))."""

@@ -1,0 +1,67 @@
+"""What `import samehost` offers, and what it costs."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from support import run
+
+import samehost
+
+SOURCE = Path(samehost.__file__).parent.parent
+
+# What takes long to import, and what only some programs need.
+HEAVY = {"asyncio", "logging", "socket", "selectors", "threading", "subprocess", "rich", "ctypes", "typing"}
+
+
+def loaded_after(statement):
+    program = f"import sys; before = set(sys.modules); {statement}; import json; print(json.dumps(list(sys.modules)))"
+    # -S and -I: nothing but what the statement itself brings.
+    done = run([sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, {str(SOURCE)!r}); {program}"])
+    assert done.returncode == 0, done.stderr
+    return set(json.loads(done.stdout))
+
+
+@pytest.mark.parametrize("name", samehost.__all__)
+def test_every_public_name_is_there(name):
+    assert getattr(samehost, name) is not None
+    assert name in dir(samehost)
+    assert getattr(samehost, name) is vars(samehost)[name]  # kept, so that the second look-up is a plain one
+
+
+def test_other_names_are_not_there():
+    with pytest.raises(AttributeError, match="no attribute 'lsten'"):
+        samehost.lsten  # noqa: B018
+
+
+def test_every_name_has_its_home_and_is_the_same_there():
+    for name, home in samehost._HOMES.items():
+        assert getattr(importlib.import_module(home), name) is getattr(samehost, name)
+        assert name in samehost.__all__
+
+
+def test_importing_samehost_loads_nothing_but_names():
+    loaded = loaded_after("import samehost")
+    assert {name for name in loaded if name.startswith("samehost")} == {"samehost"}
+    assert not loaded & (HEAVY - {"typing"})
+
+
+def test_the_pure_layers_load_no_socket_and_no_loop():
+    assert not loaded_after("import samehost.address, samehost.peer, samehost.errors, samehost.limits") & (
+        HEAVY - {"typing"}
+    )
+
+
+def test_dialling_loads_no_loop_and_no_log():
+    loaded = loaded_after("import samehost; samehost.dial")
+    assert "samehost.blocking.dial" in loaded
+    assert not loaded & {"asyncio", "logging", "rich", "ctypes", "subprocess"}
+
+
+def test_the_types_ship_with_it():
+    assert os.path.exists(f"{samehost.__path__[0]}/py.typed")
