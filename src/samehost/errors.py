@@ -91,3 +91,19 @@ class UnexpectedFiles(PeerError):
 
 class ForbiddenMessage(PeerError):
     """A datagram or packet longer than the receiver's limit."""
+
+
+class LocalProtocolError(UsageError):
+    """This end asked its connection for a step that the protocol does not have there; nothing was sent."""
+
+
+class RemoteProtocolError(PeerError):
+    """The peer sent what the protocol does not have there; the connection is over.
+
+    Attributes:
+        code: one of the codes of PROTOCOL.md section 12.
+    """
+
+    def __init__(self, message: str, code: str = "protocol_error") -> None:
+        super().__init__(message)
+        self.code = code

@@ -57,3 +57,57 @@ RECEIVER_FULL_SECONDS = 1.0
 
 SYMBOLIC_LINKS_MAX = 40
 """Links followed in one path, as the kernel does (path_resolution(7))."""
+
+# The protocol, docs/PROTOCOL.md section 11. A peer may announce another value for those that say so.
+
+PAYLOAD_BYTES_MAX = 4 * 1024 * 1024
+"""Longest payload of a frame, and longest line of JSON; announced in the preface."""
+
+PAYLOAD_BYTES_FLOOR = 64 * 1024
+"""The least that a peer may announce for its payloads."""
+
+PREFACE_BYTES_MAX = 256
+"""Longest preface of any version."""
+
+CALLS_MAX = 256
+"""Calls that one connection may have open in one direction; announced. A cancelled one counts until it is answered."""
+
+METHOD_BYTES_MAX = 255
+"""Longest name of a method, in UTF-8."""
+
+CONTEXT_BYTES_MAX = 4096
+"""Longest context of a call."""
+
+NOTE_BYTES_MAX = 64 * 1024
+"""Longest note on a call."""
+
+ERROR_CODE_BYTES_MAX = 64
+"""Longest code of an error."""
+
+ERROR_MESSAGE_BYTES_MAX = 4096
+"""Longest message of an error; a sender cuts what is longer."""
+
+ERROR_ID_BYTES_MAX = 64
+"""Longest id under which an error is found in the log of whoever raised it."""
+
+WINDOW_ITEMS = 64
+WINDOW_BYTES = 256 * 1024
+"""The credit that every stream begins with, in either direction."""
+
+CREDIT_MAX = 2**31 - 1
+"""The most items, and the most bytes, that a stream's credit may come to."""
+
+NESTING_MAX = 64
+"""How deep a value may be nested; checked by whoever decodes it."""
+
+JSON_ID_BYTES_MAX = 128
+"""Longest id of a JSON-RPC request."""
+
+BATCH_CALLS_MAX = 256
+"""Requests in one JSON-RPC batch."""
+
+JOIN_BYTES_MAX = 32 * 1024
+"""Up to this size, output is copied together so that one sendmsg takes it; beyond, a copy costs more than a call."""
+
+METHOD_NAMES_KEPT = 256
+"""Names of methods that a connection keeps encoded."""

@@ -1,0 +1,38 @@
+"""The formats that one socket serves, told apart by the first byte of a connection: PROTOCOL.md section 2."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from samehost.errors import RemoteProtocolError
+from samehost.protocol import lines, preface
+from samehost.protocol.binary import BinaryConnection
+from samehost.protocol.lines import LinesConnection
+from samehost.protocol.settings import Limits
+
+if TYPE_CHECKING:
+    from samehost.protocol.connection import Connection
+
+
+def accept(first_byte: int, limits: Limits | None = None) -> Connection:
+    """The server's end of a connection whose client begins with this byte, which is then received like all others.
+
+    Raises:
+        RemoteProtocolError: no format begins like this; nothing can be answered.
+    """
+    limits = limits or Limits()
+    if first_byte == preface.FIRST_BYTE:
+        return BinaryConnection(False, limits)
+    if first_byte in lines.FIRST_BYTES:
+        return LinesConnection(False, limits)
+    raise RemoteProtocolError(f"the client begins with byte 0x{first_byte:02x}, and no format does")
+
+
+def connect(limits: Limits | None = None) -> BinaryConnection:
+    """The client's end of a binary connection, which takes no calls unless its limits say so."""
+    return BinaryConnection(True, limits or Limits(calls_max=0))
+
+
+def connect_lines(limits: Limits | None = None) -> LinesConnection:
+    """The client's end of a connection of JSON lines."""
+    return LinesConnection(True, limits or Limits(calls_max=0))
