@@ -95,7 +95,7 @@ def test_sixteen_files_travel_and_seventeen_are_refused_before_anything_is_sent(
         with pytest.raises(MessageTooLarge, match="17 files in one message, at most 16"):
             here.send(b"x", [reader] * 17)
         with pytest.raises(BlockingIOError):
-            there.receive_now(10, 16)
+            there._receive_now(10, 16)
 
 
 def test_closing_twice_closes_once():

@@ -55,7 +55,7 @@ class Connection(AsyncClosable, Channel):
         deadline = Deadline(timeout)
         while True:
             try:
-                return self.receive_now(size, files_max)
+                return self._receive_now(size, files_max)
             except BlockingIOError:
                 if not await self._wait_readable(deadline):
                     return b"", []
@@ -70,34 +70,34 @@ class Connection(AsyncClosable, Channel):
         self._check_open()
         return True
 
-    def drain(self) -> None:
+    def _end_when_quiet(self) -> None:
         """From now on, silence reads as the end of the connection."""
         self._is_draining = True
         self._readable.wake()
 
     async def send(self, data: Data, files: Sequence[HasFileno | int] = (), *, timeout: float | None = None) -> int:
         """Send what fits in the kernel's buffers, waiting for room; see `samehost.Connection.send`."""
-        data, descriptors = self.check_send(data, files)
+        data, descriptors = self._check_send(data, files)
         try:
-            return self.send_now(data, descriptors)
+            return self._send_now(data, descriptors)
         except BlockingIOError:
-            return await self._send_later(data, descriptors, self.send_deadline(timeout))
+            return await self._send_later(data, descriptors, self._send_deadline(timeout))
 
     async def sendall(self, data: Data, files: Sequence[HasFileno | int] = (), *, timeout: float | None = None) -> None:
         """Send all the bytes, within one deadline; see `samehost.Connection.sendall`.
 
         Tasks that send on one stream at the same time can have their bytes mixed: use a lock, or one sender.
         """
-        data, descriptors = self.check_send(data, files)
+        data, descriptors = self._check_send(data, files)
         deadline = None
         try:
-            sent = self.send_now(data, descriptors)
+            sent = self._send_now(data, descriptors)
         except BlockingIOError:
-            deadline = self.send_deadline(timeout)
+            deadline = self._send_deadline(timeout)
             sent = await self._send_later(data, descriptors, deadline)
         if sent < len(data):
             rest = memoryview(data)[sent:]
-            deadline = deadline or self.send_deadline(timeout)
+            deadline = deadline or self._send_deadline(timeout)
             while rest:
                 rest = rest[await self._send_later(rest, (), deadline) :]
 
@@ -105,10 +105,10 @@ class Connection(AsyncClosable, Channel):
         while (left := deadline.left()) and await self._writable.wait(left):
             self._check_open()
             try:
-                return self.send_now(data, descriptors)
+                return self._send_now(data, descriptors)
             except BlockingIOError:
                 continue
-        raise self.no_room(deadline)
+        raise self._no_room(deadline)
 
     def _check_open(self) -> None:
         if self.closed:

@@ -34,12 +34,12 @@ class Datagram(ReceivedDatagram):
         """Send a datagram back to the sender; see `samehost.Datagram.reply`."""
         descriptors = descriptors_of(files)
         deadline = Deadline(limits.RECEIVER_FULL_SECONDS if timeout is None else timeout)
-        for pause in self.pauses(deadline):
+        for pause in self._pauses(deadline):
             try:
-                return self.reply_now(data, descriptors)
+                return self._reply_now(data, descriptors)
             except BlockingIOError:
                 await asyncio.sleep(pause)
-        raise self.no_room(deadline)
+        raise self._no_room(deadline)
 
 
 class DatagramListener(Listening[Datagram]):

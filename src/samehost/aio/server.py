@@ -84,7 +84,7 @@ class Server(Generic[Taken]):
             self._ending = Deadline(self._drain_seconds)
             for taken in self._running.values():
                 if isinstance(taken, Connection):
-                    taken.drain()
+                    taken._end_when_quiet()
         return self._ending
 
     async def _serve_rest(self) -> None:
@@ -114,7 +114,7 @@ class Server(Generic[Taken]):
 
     def _start(self, taken: Taken) -> None:
         if self._ending is not None and isinstance(taken, Connection):
-            taken.drain()
+            taken._end_when_quiet()
         task = asyncio.ensure_future(self._handle(taken))
         self._running[task] = taken
         task.add_done_callback(self._done)

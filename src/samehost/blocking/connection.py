@@ -81,13 +81,13 @@ class Connection(Channel):
                 try:
                     if self._is_served:
                         wait_for_data(self.socket)
-                    return self.receive_now(size, files_max, flags=0)  # the kernel waits
+                    return self._receive_now(size, files_max, flags=0)  # the kernel waits
                 except BlockingIOError:
                     pass  # somebody has made the socket non-blocking
             deadline = Deadline(timeout)
             while True:
                 try:
-                    return self.receive_now(size, files_max)
+                    return self._receive_now(size, files_max)
                 except BlockingIOError:
                     if not wait_for((self.socket, READ), seconds=deadline.left()):
                         raise DeadlineExceeded(f"nothing was received on {self.address} within {timeout:g} s") from None
@@ -112,34 +112,34 @@ class Connection(Channel):
             MessageTooLarge: a longer message, or more files, than can travel.
             UsageError: an empty packet, or files with no byte to travel with.
         """
-        data, descriptors = self.check_send(data, files)
+        data, descriptors = self._check_send(data, files)
         try:
-            return self.send_now(data, descriptors)
+            return self._send_now(data, descriptors)
         except BlockingIOError:
-            return self._send_later(data, descriptors, self.send_deadline(timeout))
+            return self._send_later(data, descriptors, self._send_deadline(timeout))
 
     def sendall(self, data: Data, files: Sequence[HasFileno | int] = (), *, timeout: float | None = None) -> None:
         """Send all the bytes, with as many calls as it takes, within one deadline; otherwise as `send`.
 
         Threads that send on one stream at the same time can have their bytes mixed: use a lock, or one sender.
         """
-        data, descriptors = self.check_send(data, files)
+        data, descriptors = self._check_send(data, files)
         deadline = None
         try:
-            sent = self.send_now(data, descriptors)
+            sent = self._send_now(data, descriptors)
         except BlockingIOError:
-            deadline = self.send_deadline(timeout)
+            deadline = self._send_deadline(timeout)
             sent = self._send_later(data, descriptors, deadline)
         if sent < len(data):
             rest = memoryview(data)[sent:]
-            deadline = deadline or self.send_deadline(timeout)
+            deadline = deadline or self._send_deadline(timeout)
             while rest:
                 rest = rest[self._send_later(rest, (), deadline) :]
 
     def _send_later(self, data: Data, descriptors: Sequence[int], deadline: Deadline) -> int:
         while (left := deadline.left()) and wait_for((self.socket, WRITE), seconds=left):
             try:
-                return self.send_now(data, descriptors)
+                return self._send_now(data, descriptors)
             except BlockingIOError:
                 continue
-        raise self.no_room(deadline)
+        raise self._no_room(deadline)

@@ -46,12 +46,12 @@ class Datagram(ReceivedDatagram):
         """
         descriptors = descriptors_of(files)
         deadline = Deadline(limits.RECEIVER_FULL_SECONDS if timeout is None else timeout)
-        for pause in self.pauses(deadline):
+        for pause in self._pauses(deadline):
             try:
-                return self.reply_now(data, descriptors)
+                return self._reply_now(data, descriptors)
             except BlockingIOError:
                 time.sleep(pause)
-        raise self.no_room(deadline)
+        raise self._no_room(deadline)
 
 
 class DatagramListener(Listening[Datagram]):

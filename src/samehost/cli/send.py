@@ -1,5 +1,7 @@
 """`samehost send`: a plain client. Sends a message, and prints the reply as it came."""
 
+# ruff: noqa: SLF001 - it sends and receives at once, which no caller of the public names needs
+
 from __future__ import annotations
 
 import os
@@ -88,12 +90,12 @@ def _send_stream(
     """Send all, and meanwhile print what comes: a server that answers as it reads would otherwise wait for us for ever,
     and we for it.
     """
-    _, descriptors = connection.check_send(data, files)
+    _, descriptors = connection._check_send(data, files)
     rest = memoryview(data)
     events = READ | WRITE
     while rest:
         try:
-            rest = rest[connection.send_now(rest, descriptors) :]
+            rest = rest[connection._send_now(rest, descriptors) :]
             descriptors = ()
             continue
         except BlockingIOError:
@@ -109,7 +111,7 @@ def _send_stream(
             )
         if events & READ:
             with suppress(BlockingIOError):
-                reply, _ = connection.receive_now(limits.MESSAGE_BYTES_MAX, 0)
+                reply, _ = connection._receive_now(limits.MESSAGE_BYTES_MAX, 0)
                 print_reply(reply)
                 events = READ | WRITE if reply else WRITE
 

@@ -38,7 +38,7 @@ class Channel(Closable):
         self.type = type
         self._ended = False
 
-    def receive_now(self, size: int, files_max: int, flags: int = messages.DONT_WAIT) -> tuple[bytes, list[File]]:
+    def _receive_now(self, size: int, files_max: int, flags: int = messages.DONT_WAIT) -> tuple[bytes, list[File]]:
         """What is there, at most `size` bytes; empty at the end. Raises BlockingIOError when nothing is."""
         if self._ended:
             return b"", []
@@ -55,11 +55,11 @@ class Channel(Closable):
             return b"", []
         return received
 
-    def send_now(self, data: Data, descriptors: Sequence[int]) -> int:
+    def _send_now(self, data: Data, descriptors: Sequence[int]) -> int:
         """Send what fits, and say how many bytes that was. Raises BlockingIOError when nothing does."""
         return messages.send(self.socket, data, descriptors)
 
-    def check_send(self, data: Data, files: Sequence[HasFileno | int]) -> tuple[Data, Sequence[int]]:
+    def _check_send(self, data: Data, files: Sequence[HasFileno | int]) -> tuple[Data, Sequence[int]]:
         """The data as bytes and the descriptors of the files, if they can travel like this at all."""
         if not isinstance(data, bytes | bytearray):
             data = memoryview(data).cast("B")
@@ -82,13 +82,13 @@ class Channel(Closable):
         with contextlib.suppress(OSError):  # ENOTCONN, EBADF: it has ended already
             self.socket.shutdown(how)
 
-    def send_deadline(self, timeout: float | None) -> Deadline:
+    def _send_deadline(self, timeout: float | None) -> Deadline:
         """When to give up sending: a datagram's receiver that does not read is not waited for for ever."""
         if timeout is None and self.type == "datagram":
             timeout = limits.RECEIVER_FULL_SECONDS
         return Deadline(timeout)
 
-    def no_room(self, deadline: Deadline) -> Exception:
+    def _no_room(self, deadline: Deadline) -> Exception:
         """The error for a send that found no room in time."""
         if self.type == "datagram":
             return ReceiverFull(

@@ -38,13 +38,13 @@ class ReceivedDatagram(Closable):
         self._mailbox = mailbox
         self._to = message.sender
 
-    def reply_now(self, data: Data, descriptors: Sequence[int]) -> None:
+    def _reply_now(self, data: Data, descriptors: Sequence[int]) -> None:
         """Send a datagram back. Raises BlockingIOError while the sender's queue is full."""
         if not self._to:
             raise Unavailable(f"the sender ({self.peer}) has no address to reply to: its socket is not bound")
         messages.send(self._mailbox.socket, data, descriptors, self._to)
 
-    def pauses(self, deadline: Deadline) -> Iterator[float]:
+    def _pauses(self, deadline: Deadline) -> Iterator[float]:
         """How long to rest after each failed try: no event tells of room at an address we are not connected to."""
         pause = limits.DIAL_PAUSE_SECONDS_MIN
         while True:  # once at least, and once more when the time is over
@@ -54,7 +54,7 @@ class ReceivedDatagram(Closable):
                 return
             pause = min(pause * 2, limits.DIAL_PAUSE_SECONDS_MAX)
 
-    def no_room(self, deadline: Deadline) -> ReceiverFull:
+    def _no_room(self, deadline: Deadline) -> ReceiverFull:
         """The error for a reply that found no room in time."""
         return ReceiverFull(
             f"{printable(self.sender or '')} ({self.peer}) does not read: its queue stayed full for "
