@@ -65,3 +65,24 @@ def test_dialling_loads_no_loop_and_no_log():
 
 def test_the_types_ship_with_it():
     assert os.path.exists(f"{samehost.__path__[0]}/py.typed")
+
+
+@pytest.mark.parametrize("front", [samehost, samehost.aio])
+def test_a_connection_has_the_names_of_the_guide_and_no_others(front):
+    assert {name for name in dir(front.Connection) if not name.startswith("_")} == {
+        "close",
+        "closed",
+        "recv",
+        "recv_with_files",
+        "send",
+        "sendall",
+        "shutdown",
+    }
+
+
+@pytest.mark.parametrize("front", [samehost, samehost.aio])
+def test_listeners_have_the_names_of_the_guide_and_no_others(front):
+    both = {"address", "check_path", "close", "serve", "socket", "stop"}
+    assert {name for name in dir(front.Listener) if not name.startswith("_")} == {*both, "accept"}
+    assert {name for name in dir(front.DatagramListener) if not name.startswith("_")} == {*both, "receive", "dropped"}
+    assert {name for name in dir(front.Datagram) if not name.startswith("_")} == {"close", "reply"}

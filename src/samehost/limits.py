@@ -52,6 +52,9 @@ DIAL_PAUSE_SECONDS_MIN = 0.001
 DIAL_PAUSE_SECONDS_MAX = 0.050
 """How long a client rests between two tries; doubled each time."""
 
+DIAL_SETTLE_SECONDS = 0.5
+"""How long a client that waits for its server takes "permission denied" for one that is still being set up."""
+
 RECEIVER_FULL_SECONDS = 1.0
 """How long a sender of datagrams waits for room in the receiver's queue, if it sets no timeout."""
 

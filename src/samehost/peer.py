@@ -57,7 +57,11 @@ class Peer:
         connection is closed.
         """
         if self._pidfd is None and self._open_pidfd is not None:
-            self._pidfd = self._open_pidfd()
+            opened = self._open_pidfd()
+            if self._pidfd is None:
+                self._pidfd = opened
+            elif opened is not None:  # another thread was faster
+                os.close(opened)
         return self._pidfd
 
     @property
@@ -75,6 +79,9 @@ class Peer:
         pidfd, self._pidfd, self._open_pidfd = self._pidfd, None, None
         if pidfd is not None:
             os.close(pidfd)
+
+    def __del__(self) -> None:
+        self.close()
 
     def __str__(self) -> str:
         user = self.user

@@ -19,6 +19,7 @@ import samehost
 import samehost.aio
 from samehost.address import parse
 from samehost.errors import AddressError, AddressInUse, ClaimError, UsageError
+from samehost.kernel import claim as claiming
 from samehost.kernel import handed
 from samehost.kernel.claim import Hold, Request, claim
 
@@ -614,3 +615,43 @@ def test_an_interrupt_in_the_middle_undoes_all_of_it(place, monkeypatch):
         samehost.listen(place / "s", mode=0o660)
     assert os.listdir(place) == []
     assert descriptors() == before
+
+
+def test_an_interrupt_right_after_bind_leaves_nothing(place, monkeypatch):
+    def interrupted(*_):
+        assert (place / "s").is_socket()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(claiming, "_own", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        samehost.listen(place / "s")
+    assert os.listdir(place) == []
+
+
+def test_a_mode_narrower_than_the_usual_one_is_never_wider(place, monkeypatch):
+    own = claiming._own
+    seen = []
+    monkeypatch.setattr(
+        claiming, "_own", lambda *arguments: (seen.append((place / "s").stat().st_mode), own(*arguments))
+    )
+    with samehost.listen(place / "s", mode=0o060):
+        assert stat.S_IMODE((place / "s").stat().st_mode) == 0o060
+    assert [stat.S_IMODE(mode) for mode in seen] == [0]
+
+
+@pytest.mark.parametrize(
+    ("address", "options", "said"),
+    [
+        ("@sh-test", {"mode": 0o666}, "mode=0o666: @sh-test has no file"),
+        ("./s", {"backlog": "5"}, "backlog='5'"),
+        ("./s", {"group": 1.5}, "group=1.5"),
+        ("./s", {"type": ["stream"]}, "type="),
+        ("./s", {"allow": "root"}, "allow='root' is not a policy"),
+        ("./s", {"mode": "600"}, "mode='600'"),
+    ],
+)
+def test_an_argument_of_the_wrong_kind_is_refused_before_anything_is_done(place, monkeypatch, address, options, said):
+    monkeypatch.chdir(place)
+    with pytest.raises(UsageError, match=f"^{said}"):
+        samehost.listen(address, **options)
+    assert os.listdir(place) == []

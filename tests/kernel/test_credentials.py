@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import grp
 import os
 import select
@@ -430,3 +431,14 @@ def test_a_policy_is_asked_of_a_handed_listener_too(path, caplog):
             listener.accept(timeout=0.05)
         assert client.recv(timeout=5) == b""
         assert f"refused uid {os.geteuid()}" in caplog.text
+
+
+def test_a_forgotten_peer_closes_its_pidfd(place):
+    with samehost.listen(place / "s"):
+        connection = samehost.dial(place / "s")
+        number = connection.peer.pidfd
+        connection.socket.close()
+        assert number in descriptors()
+        del connection
+        gc.collect()
+        assert "pidfd" not in descriptors().get(number, "")

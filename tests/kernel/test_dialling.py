@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import resource
 import signal
 import socket
 import threading
@@ -11,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 
 import pytest
-from support import DEADLINE, NOBODY, descriptors, needs_root, python, python_as
+from support import DEADLINE, NOBODY, Program, descriptors, needs_program, needs_root, python, python_as, until
 
 import samehost
 from samehost.errors import (
@@ -21,6 +23,7 @@ from samehost.errors import (
     UntrustedServer,
     UsageError,
 )
+from samehost.kernel import claim
 from samehost.kernel.dialling import Dialling
 
 TYPES = ["stream", "datagram", "seqpacket"]
@@ -362,3 +365,78 @@ def test_a_handed_connection_is_checked_against_trust_and_stays_open():
             samehost.dial(f"fd:{ours.fileno()}", trust=samehost.allow(uid=12345))
         ours.send(b"still ours")
         assert theirs.recv(100) == b"still ours"
+
+
+IMPATIENT = """
+print("ready", flush=True)
+sys.stdin.readline()
+started = time.monotonic()
+try:
+    samehost.dial(sys.argv[1], wait=15).close()
+    print("connected", flush=True)
+except samehost.errors.NotPermitted as error:
+    print(f"after {time.monotonic() - started:.1f} s: {error}", flush=True)
+"""
+
+
+@needs_root
+@needs_program("strace")
+def test_a_server_that_is_still_being_opened_to_others_is_waited_for(open_place, monkeypatch):
+    path = open_place / "s"
+    own = claim._own
+
+    def own_slowly(*arguments):
+        client.tell("dial")
+        # The client has been refused once its process has made its first connect, which it does within its 0.5 s.
+        until(lambda: connects(trace), "a first try of the client")
+        own(*arguments)
+
+    trace = open_place / "trace"
+    with python_as(NOBODY, IMPATIENT, str(path)) as client:
+        assert client.line() == "ready"
+        with Program(["strace", "-f", "-p", str(client.pid), "-o", str(trace), "-e", "trace=connect"]) as tracer:
+            until(lambda: traced_by(client.pid) == tracer.pid, "strace attached")
+            monkeypatch.setattr(claim, "_own", own_slowly)
+            with samehost.listen(path, mode=0o666):
+                assert client.line() == "connected"
+            tracer.signal(signal.SIGINT)
+            tracer.end()
+
+
+@needs_root
+def test_who_is_not_permitted_is_told_so_long_before_the_wait_is_over(open_place):
+    with samehost.listen(open_place / "s"), python_as(NOBODY, IMPATIENT, str(open_place / "s")) as client:
+        assert client.line() == "ready"
+        client.tell("dial")
+        said = re.fullmatch(r"after (\d\.\d) s: uid \d+ may not connect to .*", client.line())
+        assert float(said[1]) < 5
+
+
+def connects(trace):
+    return "EACCES" in trace.read_text() if trace.exists() else False
+
+
+def traced_by(pid):
+    with open(f"/proc/{pid}/status") as status:
+        return int(next(line.split()[1] for line in status if line.startswith("TracerPid:")))
+
+
+def test_out_of_descriptors_dialling_raises_an_error_of_ours(place):
+    with (
+        samehost.listen(place / "s"),
+        no_descriptors_left(),
+        pytest.raises(samehost.errors.Error, match="Too many open"),
+    ):
+        samehost.dial(place / "s")
+
+
+@contextmanager
+def no_descriptors_left():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest_free = os.dup(0)
+    os.close(lowest_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

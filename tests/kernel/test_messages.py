@@ -516,13 +516,13 @@ def test_a_reply_that_the_sender_s_file_does_not_admit_is_not_permitted(open_pla
 def test_shutdown_wakes_a_thread_that_waits_for_a_datagram(place, timeout):
     with mailbox(place) as (_, client), ThreadPoolExecutor(1) as threads:
         waiting = threading.Event()
-        plain_receive = client.receive_now
+        plain_receive = client._receive_now
 
         def receive_now(*arguments, **options):
             waiting.set()
             return plain_receive(*arguments, **options)
 
-        client.receive_now = receive_now
+        client._receive_now = receive_now
         receiving = threads.submit(client.recv, timeout=timeout)
         assert waiting.wait(DEADLINE)
         client.shutdown()

@@ -97,11 +97,14 @@ def run(arguments: argparse.Namespace) -> int:
 def _remarks(report: Report) -> Iterator[str]:
     """What the report cannot tell, or what an operator might overlook."""
     if report.state == "dead":
-        yield f"nobody is bound to {printable(report.address or '')}: its server has ended"
+        left = "its accepted connections are" if report.file is None else "its file is"
+        yield f"nobody is bound to {printable(report.address or '')}: only {left} left"
     if report.state == "unseen":
         yield "the address is in use by a socket that cannot be seen from here"
     if report.state == "unknown":
-        yield "whether anybody is bound to the address cannot be found out without write permission"
+        yield f"whether anybody is bound to the address {_unknown(report)}"
+    if count := sum(one.backlog_waiting or 0 for one in report.sockets if _is_unlisted(one, report)):
+        yield f"{count} waiting client{'s' if count > 1 else ''} could not be listed: the kernel tells only their number"
     for one in report.namesakes:
         held = ", ".join(_held_by(one))
         yield (f"another socket (inode {one.inode}, {held}) was bound under this path: its own file is {_place(one)}")
@@ -110,6 +113,17 @@ def _remarks(report: Report) -> Iterator[str]:
         yield f"{count} process{'es' if count > 1 else ''} could not be read{advice}"
     if count := report.unreadable_network_namespaces:
         yield f"{count} network namespace{'s' if count > 1 else ''} could not be looked into"
+
+
+def _unknown(report: Report) -> str:
+    if report.file is None:
+        return "cannot be told: either end of its connections may have been accepted"
+    return "cannot be found out without permission to write to the file"
+
+
+def _is_unlisted(one: Socket, report: Report) -> bool:
+    """Whether clients wait for a listener and the report has none of them."""
+    return bool(one.backlog_waiting) and all(end.near.inode != one.inode for end in report.connections)
 
 
 def _has_unheld(report: Report) -> bool:
@@ -147,7 +161,10 @@ def _lines(report: Report) -> Iterator[tuple[str, ...]]:
 
 
 def _end_fields(one: Socket) -> tuple[str, ...]:
-    """As END_COLUMNS; holders' fields are joined by commas, in the same order in each field."""
+    """As END_COLUMNS; holders' fields are joined by commas, in the same order in each field.
+
+    A comma in a command is written as an escape.
+    """
     unseen = UNKNOWN if one.uid is None else f"uid:{one.uid}"
     queues = (one.receive_queue, one.send_queue)
     if one.state == "listening":
@@ -158,7 +175,7 @@ def _end_fields(one: Socket) -> tuple[str, ...]:
         one.state,
         str(one.inode),
         ",".join(str(holder.pid) for holder in one.holders) or UNKNOWN,
-        ",".join(printable(holder.command) for holder in one.holders) or UNKNOWN,
+        ",".join(printable(holder.command).replace(",", r"\x2c") for holder in one.holders) or UNKNOWN,
         ",".join(holder.user or f"uid:{holder.uid}" for holder in one.holders) or unseen,
         ",".join(str(holder.descriptor) for holder in one.holders) or UNKNOWN,
         *(UNKNOWN if queue is None else str(queue) for queue in queues),
@@ -192,8 +209,16 @@ def _print_for_people(report: Report, console: Console) -> None:
     if report.connections:
         console.print()
         console.print(_connections_table(report.connections))
-    elif report.state not in ("dead", "unseen", "unknown"):
+    elif report.state not in ("dead", "unseen", "unknown") and not any(one.backlog_waiting for one in report.sockets):
         console.print("\nNobody is connected.")
+
+
+def _table() -> Table:
+    """With a line below its header, and no wider than it has to be for 80 columns."""
+    from rich import box
+    from rich.table import Table
+
+    return Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False)
 
 
 def _grid() -> Table:
@@ -220,7 +245,7 @@ def _summary(report: Report) -> Table:
 
     add("Address", report.address or "", style="bold")
     if not report.sockets:
-        add("State", _state_for_people(report.state or UNKNOWN), style="red")
+        add("State", _state_for_people(report), style="red")
     for one in report.sockets:
         if one.address not in (None, report.address):
             add("Bound as", f"{one.address} ({_place(one)})" if one.file is None else f"{one.address}")
@@ -229,22 +254,26 @@ def _summary(report: Report) -> Table:
         if one.network_namespace != "this":
             add("Network", f"{one.network_namespace} network namespace")
         if one.backlog_limit is not None:
-            add("Backlog", f"{one.backlog_waiting} waiting, {one.backlog_limit} at most")
+            # The kernel lets one more wait than listen(2) was told.
+            full = ": full" if (one.backlog_waiting or 0) > one.backlog_limit else ""
+            add("Backlog", f"{one.backlog_waiting} waiting, limit {one.backlog_limit}{full}")
         elif one.receive_queue is not None:
-            add("Unread", f"{one.receive_queue} bytes")
+            first = " in the first message" if one.type == "datagram" else ""
+            add("Unread", f"{one.receive_queue} bytes{first}")
         add("Held by", *_held_by(one))
     if report.file is not None:
         add("File", _file_for_people(report.file))
     return grid
 
 
-def _state_for_people(state: str) -> str:
+def _state_for_people(report: Report) -> str:
+    there = "accepted connections are" if report.file is None else "the file is"
     states = {
-        "dead": "dead: the file is there, but nobody is bound to it",
+        "dead": f"dead: {there} there, but nobody is bound to it",
         "unseen": "in use by a socket that cannot be seen from here",
-        "unknown": "cannot be found out without permission to write to the file",
+        "unknown": _unknown(report),
     }
-    return states.get(state, state)
+    return states.get(report.state or "", UNKNOWN)
 
 
 def _file_for_people(file: FileFacts) -> str:
@@ -263,16 +292,14 @@ def _held_by(one: Socket, form: str = "pid {} ({}, {})") -> list[str]:
         phrase = form.format(holder.pid, printable(holder.command), user)
         held.setdefault(phrase, []).append(holder.descriptor)
     if held:
-        return [f"{phrase} fd {', '.join(map(str, fds))}" for phrase, fds in held.items()]
+        # No space in it, so that no narrow column breaks it in two.
+        return [f"{phrase} fd={','.join(map(str, fds))}" for phrase, fds in held.items()]
     made_by = "" if one.uid is None else f", made by uid {one.uid}"
     return [f"no process that can be seen{made_by}"]
 
 
 def _connections_table(connections: tuple[Connection, ...]) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table = _table()
     table.add_column("State", no_wrap=True)
     table.add_column("This end", overflow="fold")
     table.add_column("Unread", justify="right", no_wrap=True)
@@ -307,14 +334,13 @@ def _unread(one: Socket) -> str:
 
 
 def _print_host(report: Report, console: Console) -> None:
-    from rich import box
-    from rich.table import Table
+    from collections import Counter
 
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table = _table()
     for column in ("Address", "Type", "State", "Connected", "Waiting", "Held by"):
         right = column in ("Connected", "Waiting")
         table.add_column(column, justify="right" if right else "left", overflow="fold", no_wrap=right)
-    counts = _counts(report)
+    counts = Counter(one.bound_inode for one in report.connections if one.near.state != "listening")
     shown = [one for one in report.sockets if one.address is not None]
     for one in shown:
         note = "" if one.place in (None, "present") else f" ({_place(one)})"
@@ -324,7 +350,7 @@ def _print_host(report: Report, console: Console) -> None:
             _text(f"{one.address}{note}"),
             one.type,
             one.state,
-            str(counts.get((one.name_hex, one.network_namespace, _file_key(one)), 0)),
+            str(counts[one.inode]),
             NONE if one.backlog_waiting is None else str(one.backlog_waiting),
             _text(*_held_by(one, form="{} {} ({})")),
         )
@@ -339,19 +365,3 @@ def _print_host(report: Report, console: Console) -> None:
         f"Bound sockets: {len(shown)}. Connections: {len(report.connections)}, {pairs} of them "
         f"between sockets without a name. Neither bound nor connected: {idle}."
     )
-
-
-def _file_key(one: Socket) -> tuple[int, int] | None:
-    return None if one.file is None else (one.file.device, one.file.inode)
-
-
-def _counts(report: Report) -> dict[tuple[str | None, str, tuple[int, int] | None], int]:
-    """The number of connections at each address: accepted ones carry their listener's name."""
-    counts: dict[tuple[str | None, str, tuple[int, int] | None], int] = {}
-    for connection in report.connections:
-        near = connection.near
-        if connection.state == "waiting" or near.address is None:
-            continue
-        key = (near.name_hex, near.network_namespace, _file_key(near))
-        counts[key] = counts.get(key, 0) + 1
-    return counts

@@ -75,9 +75,16 @@ class _Builder:
         self._processes: dict[int, Process | None] = {}
         self._pairs: set[frozenset[int]] = set()
         self._senders: dict[int, list[UnixSocket]] = {}
+        self._bound: dict[object, int] = {}
         for row in taken.rows.values():
+            if row.name and not owners.may_be_accepted(row):
+                self._bound[self._key(row)] = row.inode
             if row.type == "datagram" and row.peer_inode:
                 self._senders.setdefault(row.peer_inode, []).append(row)
+
+    def _key(self, row: UnixSocket) -> object:
+        """What a socket shares with those it accepts, and with no other: its file, else its name and namespace."""
+        return row.name, row.file or self.taken.foreign.get(row.inode)
 
     def socket(self, row: UnixSocket) -> Socket:
         """The facts of one row."""
@@ -115,7 +122,7 @@ class _Builder:
             sending_shut=bool(row.shutdown & 2),
         )
 
-    def unseen(self, inode: int, type: str) -> Socket:
+    def unseen(self, inode: int, kind: str) -> Socket:
         """A socket that has no row: the peer of one that has, in a network namespace not ours."""
         holders = self._holders(inode)
         return Socket(
@@ -125,7 +132,7 @@ class _Builder:
             kind="unknown",
             place=None,
             file=None,
-            type=type,
+            type=kind,
             state="unknown",
             network_namespace="another" if self._is_still_held(inode) else "unknown",
             holders=holders,
@@ -174,13 +181,13 @@ class _Builder:
         elif row.peer_inode == 0:
             # When an end closes, the other is shut down both ways; one that waits is not.
             waits = row.type != "datagram" and row.shutdown != 3
-            yield Connection("waiting" if waits else "closed", self.socket(row), None)
+            yield self._connection("waiting" if waits else "closed", row, None)
         for sender in self._senders.get(row.inode, ()):
             state = "connected" if row.peer_inode == sender.inode else "sending"
             yield from self._pair(state, row, sender.inode)
         for client in row.pending:
             if client == 0:
-                yield Connection("closed", self.socket(row), None)
+                yield self._connection("closed", row, None)
             else:
                 yield from self._pair("waiting", row, client)
 
@@ -191,7 +198,10 @@ class _Builder:
         self._pairs.add(pair)
         row = self.taken.rows.get(far_inode) or sock_diag.lookup(far_inode)
         far = self.unseen(far_inode, near.type) if row is None else self.socket(row)
-        yield Connection(state or self._state(near, row), self.socket(near), far)
+        yield self._connection(state or self._state(near, row), near, far)
+
+    def _connection(self, state: str, near: UnixSocket, far: Socket | None) -> Connection:
+        return Connection(state, self.socket(near), far, self._bound.get(self._key(near)) if near.name else None)
 
     def _state(self, near: UnixSocket, far: UnixSocket | None) -> str:
         if near.type == "datagram" and far is not None and far.peer_inode != near.inode:
@@ -315,9 +325,13 @@ def _no_file(address: PathAddress) -> str:
 
 def _inspect_name(address: AbstractAddress) -> Report:
     name = b"\0" + address.name
-    taken = _snapshot()
-    matched = [row for row in taken.rows.values() if row.name == name and row.inode not in taken.foreign]
-    if not matched:
+    # Where many come and go, the kernel's dump may pass over one that stays.
+    for _ in range(SNAPSHOT_ATTEMPTS_MAX):
+        taken = _snapshot()
+        matched = [row for row in taken.rows.values() if row.name == name and row.inode not in taken.foreign]
+        if matched:
+            break
+    else:
         raise Unavailable(f"nobody is at {names.display(name)}: no socket has this abstract name")
     bound = [row for row in matched if not owners.may_be_accepted(row)]
     bound = bound or _bound_clients(taken, matched)
@@ -357,7 +371,7 @@ def _inspect_host() -> Report:
     taken = _snapshot()
     builder = _Builder(taken)
     rows = list(taken.rows.values())
-    bound = [row for row in rows if not owners.may_be_accepted(row)]
+    bound = [row for row in rows if not owners.may_be_accepted(row) and (row.name or row.state != "connected")]
     addresses = {(row.name, row.file) for row in bound if row.name}
     accepted, named, unnamed = [], [], []
     for row in rows:

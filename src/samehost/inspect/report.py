@@ -108,16 +108,18 @@ class Connection(NamedTuple):
     Attributes:
         state: "connected"; "half-closed" (shut down in a direction, both ends open); "closed" (the
             far end is gone, the near one still open); "waiting" (in a listener's backlog, not yet
-            accepted:
-            the listener stands for the end that does not exist yet); "sending" (a datagram socket,
-            far, that is connected to one, near, which is not connected back).
+            accepted: the listener stands for the end that does not exist yet); "sending" (a datagram
+            socket, far, that is connected to one, near, which is not connected back).
         near: the end at the address that was asked for; for the whole host, the server's if known.
-        far: the other end; None when there is none any more.
+        far: the other end; None when there is none any more, or it waits for a listener that cannot be seen.
+        bound_inode: the inode of the socket that is bound to the address of the near end: the listener that
+            accepted it, or itself; None when there is none, or it cannot be seen.
     """
 
     state: str
     near: Socket
     far: Socket | None
+    bound_inode: int | None
 
 
 class Report(NamedTuple):

@@ -25,7 +25,7 @@ class Snapshot(NamedTuple):
 
     Attributes:
         rows: all sockets by inode, those of other network namespaces included where permitted.
-        foreign: the inodes of those in other network namespaces.
+        foreign: the number of the network namespace by the inode of each socket that is not in ours.
         holders: the descriptors of each socket by its inode.
         waiting: the inode of the listener by that of each client in its backlog.
         unreadable_processes: how many processes would not show their descriptors.
@@ -33,7 +33,7 @@ class Snapshot(NamedTuple):
     """
 
     rows: dict[int, UnixSocket]
-    foreign: frozenset[int]
+    foreign: dict[int, int]
     holders: dict[int, list[processes.Holder]]
     waiting: dict[int, int]
     unreadable_processes: int
@@ -70,32 +70,32 @@ def _left_over(rows: dict[int, UnixSocket], holders: dict[int, list[processes.Ho
     return without_holder | without_row
 
 
-def _rows(namespaces: list[str]) -> tuple[dict[int, UnixSocket], frozenset[int], int]:
-    """All rows, which of them are foreign, and how many namespaces could not be looked into.
+def _rows(namespaces: list[tuple[str, int]]) -> tuple[dict[int, UnixSocket], dict[int, int], int]:
+    """All rows, the network namespaces of the foreign ones, and how many namespaces could not be looked into.
 
     An inode number is given to one socket of the host only, whatever its namespace.
     """
     rows = {row.inode: row for row in sock_diag.dump()}
-    foreign: set[int] = set()
+    foreign: dict[int, int] = {}
     closed = 0
-    for namespace in namespaces:
+    for path, number in namespaces:
         try:
-            found = {row.inode: row for row in sock_diag.dump(namespace)}
+            found = {row.inode: row for row in sock_diag.dump(path)}
         except PermissionError:
             closed += 1
             continue
         except OSError:
             continue  # its process has ended
-        foreign.update(found.keys() - rows.keys())
+        foreign.update(dict.fromkeys(found.keys() - rows.keys(), number))
         rows = found | rows
-    return rows, frozenset(foreign), closed
+    return rows, foreign, closed
 
 
-def _network_namespaces() -> Iterator[str]:
-    """One /proc/PID/ns/net for each network namespace that a readable process is in, but ours."""
-    seen = {processes.namespace("self", "net"), None}
+def _network_namespaces() -> Iterator[tuple[str, int]]:
+    """A /proc/PID/ns/net and its number for each network namespace that a readable process is in, but ours."""
+    seen = {processes.namespace("self", "net")}
     for pid in processes.pids():
         number = processes.namespace(pid, "net")
-        if number not in seen:
+        if number is not None and number not in seen:
             seen.add(number)
-            yield f"/proc/{pid}/ns/net"
+            yield f"/proc/{pid}/ns/net", number

@@ -7,7 +7,6 @@ import os
 from typing import TYPE_CHECKING
 
 from samehost import limits
-from samehost.address import DescriptorAddress
 from samehost.errors import ListenerClosed
 from samehost.kernel.credentials import peer_of
 from samehost.kernel.handed import pass_no_credentials
@@ -78,7 +77,7 @@ class Acceptor(Keeper):
             accepted.close()
             raise
         if self.policy is None or self.policy.admits(peer):
-            if isinstance(self._claim.request.address, DescriptorAddress):
+            if self._is_handed:
                 pass_no_credentials(accepted)
             if accepted.gettimeout() is not None:  # socket.setdefaulttimeout, which would defeat MSG_DONTWAIT
                 accepted.setblocking(True)

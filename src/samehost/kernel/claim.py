@@ -56,8 +56,14 @@ class Request(NamedTuple):
         check_type(self.type)
         if not isinstance(self.mode, int) or not 0 <= self.mode <= 0o777:
             raise UsageError(f"mode={self.mode!r} is not a set of permission bits: from 0 to 0o777, as in 0o660")
-        if self.backlog is not None and not 0 <= self.backlog <= limits.BACKLOG_CONNECTIONS_MAX:
-            raise UsageError(f"backlog={self.backlog} is out of range: from 0 to {limits.BACKLOG_CONNECTIONS_MAX}")
+        if self.mode != _CLAIM_MODE and not isinstance(self.address, PathAddress):
+            raise UsageError(f"mode={self.mode:#o}: {self.address} has no file of ours whose mode could be set")
+        if self.backlog is not None and not (
+            isinstance(self.backlog, int) and 0 <= self.backlog <= limits.BACKLOG_CONNECTIONS_MAX
+        ):
+            raise UsageError(f"backlog={self.backlog!r} is out of range: from 0 to {limits.BACKLOG_CONNECTIONS_MAX}")
+        if not isinstance(self.group, str | int | None):
+            raise UsageError(f"group={self.group!r} is neither a name nor an id")
         if isinstance(self.group, int) and not 0 <= self.group < UNKNOWN_ID:
             raise UsageError(f"group={self.group} is not an id: a whole number from 0 to {UNKNOWN_ID - 1}")
 
@@ -141,6 +147,13 @@ class _Place:
             if _identity(os.lstat(self.leaf, dir_fd=self.directory)) == inode:
                 os.unlink(self.leaf, dir_fd=self.directory)
 
+    def abandon(self, bound: socket.socket) -> None:
+        """Undo the bind, also if an exception such as KeyboardInterrupt came before the inode was remembered."""
+        if self.inode is None and bound.getsockname():
+            with suppress(FileNotFoundError):
+                self.inode = _identity(os.lstat(self.leaf, dir_fd=self.directory))
+        self.remove()
+
     def close(self, *, remove_lock: bool) -> None:
         try:
             self.lock.release(remove=remove_lock)
@@ -183,8 +196,7 @@ def _adopt(request: Request, address: DescriptorAddress) -> Claim:
         handed.detach()
         missing = "bound" if request.type == "datagram" else "listening"
         raise AddressError(f"{address} is not a {missing} socket: start this process with one that is")
-    if request.type == "datagram":
-        handed.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    _prepare(handed, request)
     return Claim(request, handed)
 
 
@@ -193,6 +205,7 @@ def _claim_abstract(request: Request, address: AbstractAddress) -> Claim:
         raise UsageError(f"{address} has no file, so no group: pass a policy, as in allow=samehost.allow(group=…)")
     with ExitStack() as undo:
         unbound = undo.enter_context(socket.socket(socket.AF_UNIX, SOCKET_TYPES[request.type]))
+        _prepare(unbound, request)
         try:
             unbound.bind(b"\0" + address.name)
         except OSError as error:
@@ -221,9 +234,10 @@ def _claim_path(request: Request, address: PathAddress) -> Claim:
         place = _Place(address.path, directory, lock)
         _clear_way(place)
         unbound = undo.enter_context(socket.socket(socket.AF_UNIX, SOCKET_TYPES[request.type]))
-        os.fchmod(unbound.fileno(), _CLAIM_MODE)
+        os.fchmod(unbound.fileno(), _CLAIM_MODE & request.mode)
+        _prepare(unbound, request)
+        undo.callback(place.abandon, unbound)
         paths.bind_at(unbound, place.path, directory, leaf)
-        undo.callback(place.remove)
         _own(place, request.mode, gid)
         _listen(unbound, request)
         undo.pop_all()
@@ -320,10 +334,14 @@ def _own(place: _Place, mode: int, gid: int | None) -> None:
         os.close(file)
 
 
-def _listen(bound: socket.socket, request: Request) -> None:
+def _prepare(unbound: socket.socket, request: Request) -> None:
+    """What has to hold before anybody can reach the socket: that datagrams tell who sent them."""
     if request.type == "datagram":
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-    else:
+        unbound.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+
+
+def _listen(bound: socket.socket, request: Request) -> None:
+    if request.type != "datagram":
         bound.listen(limits.BACKLOG_CONNECTIONS_MAX if request.backlog is None else request.backlog)
 
 

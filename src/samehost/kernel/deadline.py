@@ -21,7 +21,7 @@ class Deadline:
     __slots__ = ("_at", "timeout")
 
     def __init__(self, timeout: float | None) -> None:
-        if timeout is not None and not timeout >= 0:
+        if timeout is not None and not (isinstance(timeout, int | float) and timeout >= 0):
             raise UsageError(f"a timeout is zero or more seconds, not {timeout!r}")
         self.timeout = timeout
         self._at = math.inf if timeout is None else time.monotonic() + timeout

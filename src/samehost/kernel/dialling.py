@@ -19,9 +19,10 @@ from samehost.kernel.deadline import Deadline
 from samehost.kernel.handed import SOCKET_TYPES, adopt_descriptor, check_type
 from samehost.kernel.paths import connect_name
 from samehost.kernel.trust import check_server
+from samehost.peer import Policy
 
 if TYPE_CHECKING:
-    from samehost.peer import Peer, Policy
+    from samehost.peer import Peer
 
 _NOBODY = {errno.ENOENT, errno.ECONNREFUSED}
 """No file, or no living socket behind it, or not listening yet."""
@@ -44,6 +45,8 @@ class Dialling:
 
     def __init__(self, address: Address, type: str, wait: float, timeout: float | None, trust: Policy | None) -> None:
         check_type(type)
+        if trust is not None and not isinstance(trust, Policy):
+            raise UsageError(f"trust={trust!r} is not a policy: make one with samehost.allow(user=…)")
         self.address = address
         self.pause = limits.DIAL_PAUSE_SECONDS_MIN / 2
         self._type = type
@@ -52,6 +55,7 @@ class Dialling:
         if self._wait.timeout is None:
             raise UsageError("wait= is a number of seconds, not None")
         Deadline(timeout)  # says so if it is no number of seconds
+        self._settled: Deadline | None = None
         self._full = Deadline(None if timeout is None else wait + timeout)
 
     def attempt(self) -> tuple[socket.socket, Peer] | None:
@@ -70,7 +74,10 @@ class Dialling:
         """
         if isinstance(self.address, DescriptorAddress):
             return self._adopt(self.address)
-        connecting = socket.socket(socket.AF_UNIX, SOCKET_TYPES[self._type])
+        try:
+            connecting = socket.socket(socket.AF_UNIX, SOCKET_TYPES[self._type])
+        except OSError as error:
+            raise self._failed(error) from error
         try:
             if not self._connect(connecting, self.address):
                 connecting.close()
@@ -94,19 +101,25 @@ class Dialling:
 
     def _connect(self, connecting: socket.socket, address: PathAddress | AbstractAddress) -> bool:
         connecting.setblocking(False)
-        if self._type == "datagram":
-            connecting.bind("")  # an address for replies, made up by the kernel: abstract, so it leaves no file
         try:
             if isinstance(address, AbstractAddress):
                 connecting.connect(b"\0" + address.name)
             else:
                 with connect_name(address.path) as name:
                     connecting.connect(name)
+            if self._type == "datagram":
+                # An address for replies, made up by the kernel: abstract, so it leaves no file. Only once we are
+                # connected, from when on nobody but the server can send us anything.
+                connecting.bind("")
         except OSError as error:
             if error.errno in _NOBODY:
                 self._rest_unless_over(self._wait, error)
             elif error.errno == errno.EAGAIN:
                 self._rest_unless_over(self._full, error)
+            elif error.errno == errno.EACCES and self._wait.timeout:
+                # A server that opens its socket to more users than its own does so a moment after bind.
+                self._settled = self._settled or Deadline(limits.DIAL_SETTLE_SECONDS)
+                self._rest_unless_over(self._settled, error)
             else:
                 raise self._failed(error) from error
             return False

@@ -21,7 +21,7 @@ SOCKET_TYPES = {
 
 def check_type(type: str) -> None:
     """Raise UsageError unless it is one of the three types of unix(7)."""
-    if type not in SOCKET_TYPES:
+    if not isinstance(type, str) or type not in SOCKET_TYPES:
         raise UsageError(f"type={type!r} is not one of {', '.join(map(repr, SOCKET_TYPES))}")
 
 

@@ -34,6 +34,8 @@ class Keeper:
     """
 
     def __init__(self, request: Request, policy: Policy | None) -> None:
+        if policy is not None and not isinstance(policy, Policy):
+            raise UsageError(f"allow={policy!r} is not a policy: make one with samehost.allow(user=…)")
         self._claim = claim(request)
         self._previous: list[sockets.socket] = []
         self._is_lost = False
@@ -60,6 +62,11 @@ class Keeper:
     def _is_abstract(self) -> bool:
         name = self.socket.getsockname()
         return isinstance(name, bytes) and name.startswith(b"\0")
+
+    @property
+    def _is_handed(self) -> bool:
+        """Whether the socket was made by another process."""
+        return isinstance(self._claim.request.address, DescriptorAddress)
 
     def _sources(self) -> list[sockets.socket]:
         """The sockets to take from, those that lost their path first; none of them blocks."""
@@ -115,7 +122,7 @@ class Keeper:
         """
         with self._leaving():
             self._claim.release_path()
-        if not self._claim.is_claimer or isinstance(self._claim.request.address, DescriptorAddress):
+        if not self._claim.is_claimer or self._is_handed:
             return False
         self.socket.shutdown(sockets.SHUT_RD)  # what is queued can still be taken, what comes now is refused
         return True

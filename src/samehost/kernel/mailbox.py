@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from typing import TYPE_CHECKING
 
 from samehost import limits
 from samehost.address import AbstractAddress
-from samehost.errors import ConnectionClosed, ListenerClosed, PeerError, ReceiverFull, Unavailable
+from samehost.errors import ConnectionClosed, ListenerClosed, NotPermitted, PeerError, ReceiverFull, Unavailable
 from samehost.kernel import messages
 from samehost.kernel.closing import Closable
 from samehost.kernel.keeper import Keeper, logger
 from samehost.kernel.owners import printable
+from samehost.kernel.paths import descriptor_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -42,7 +45,36 @@ class ReceivedDatagram(Closable):
         """Send a datagram back. Raises BlockingIOError while the sender's queue is full."""
         if not self._to:
             raise Unavailable(f"the sender ({self.peer}) has no address to reply to: its socket is not bound")
-        messages.send(self._mailbox.socket, data, descriptors, self._to)
+        if isinstance(self._to, bytes):
+            messages.send(self._mailbox.socket, data, descriptors, self._to)
+        else:
+            self._reply_to_path(self._to, data, descriptors)
+
+    def _reply_to_path(self, path: str, data: Data, descriptors: Sequence[int]) -> None:
+        """Send to the socket at the sender's path, if it is the sender's.
+
+        A sender chooses its path and what is there now. Without this check, a server with more rights could be made to
+        send to a socket that the sender itself may not write to.
+        """
+        if not path.startswith("/"):
+            raise NotPermitted(
+                f"the sender ({self.peer}) has a relative address, {printable(path)}: it means nothing here"
+            )
+        try:
+            file = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError as error:
+            raise ConnectionClosed(
+                f"the sender's address {printable(path)} cannot be reached: {os.strerror(error.errno or 0)}"
+            ) from error
+        try:
+            status = os.fstat(file)
+            if not stat.S_ISSOCK(status.st_mode) or status.st_uid != self.peer.uid:
+                raise NotPermitted(
+                    f"the reply was not sent: what is at {printable(path)} now is no socket of its sender ({self.peer})"
+                )
+            messages.send(self._mailbox.socket, data, descriptors, descriptor_name(file))
+        finally:
+            os.close(file)
 
     def _pauses(self, deadline: Deadline) -> Iterator[float]:
         """How long to rest after each failed try: no event tells of room at an address we are not connected to."""
@@ -69,6 +101,10 @@ class ReceivedDatagram(Closable):
     def __repr__(self) -> str:
         sender = printable(self.sender) if self.sender else "a sender without address"
         return f"<Datagram of {len(self.data)} bytes from {sender}, {self.peer}>"
+
+
+_OVERFLOW_UID = 65534
+"""What the kernel writes for a user that it cannot name here (user_namespaces(7))."""
 
 
 class Mailbox(Keeper):
@@ -108,11 +144,13 @@ class Mailbox(Keeper):
 
     def _admit(self, message: messages.Message) -> tuple[messages.Message, Peer] | None:
         peer = message.peer
+        if peer is not None and peer.pid == 0 and peer.uid == _OVERFLOW_UID and self._is_handed:
+            peer = None  # sent before SO_PASSCRED was on, so nobody has said who it was
         if peer is not None and (self.policy is None or self.policy.admits(peer)):
             return message, peer
         for file in message.files:
             file.close()
-        self._drop(f"{peer or 'an unknown sender'} is refused: it admits {self.policy}")
+        self._drop(f"{peer or 'an unknown sender'} is refused: it admits {self.policy or 'nobody unknown'}")
         return None
 
     def _drop(self, reason: str) -> None:
