@@ -1,5 +1,6 @@
 """The main job, visibly: a server, a client, a look at the socket between them, and a clean end."""
 
+import atexit
 import os
 import pty
 import shlex
@@ -30,23 +31,36 @@ def command(*words: str) -> None:
         sys.exit("that failed")
 
 
+def said(server: subprocess.Popen[bytes]) -> None:
+    """Print the next line that the server says, once it does."""
+    assert server.stdout is not None
+    line = server.stdout.readline()
+    if not line:
+        sys.exit("the server did not stay")
+    print(line.decode(), end="", flush=True)
+
+
 def main() -> None:
     if not sys.stdout.isatty():
-        os.environ["NO_COLOR"] = "1"
+        os.environ["TERM"] = "dumb"  # plain text, although the commands below run in a terminal
     with tempfile.TemporaryDirectory(prefix="samehost-") as directory:
         path = f"{directory}/example.sock"
 
         show("A server on a UNIX socket")
         print(f"$ samehost listen {path} &", flush=True)
-        server = subprocess.Popen([SAMEHOST, "listen", path])
+        server = subprocess.Popen([SAMEHOST, "listen", path], stdout=subprocess.PIPE)
+        atexit.register(server.terminate)  # if the demo is cut short
+        said(server)
 
         show("A client says hello, and prints the reply")
-        command("send", path, "Hello UNIX socket!", "--wait", "10")
+        command("send", path, "Hello UNIX socket!")
+        said(server)
 
         show("Who holds the socket and who is connected, while a client is")
         client = subprocess.Popen([sys.executable, "-c", CLIENT, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert client.stdout is not None
         client.stdout.readline()  # it has been answered, so the connection stands
+        said(server)
         command("inspect", path)
         client.communicate(b"good-bye\n", timeout=30)
 

@@ -20,6 +20,8 @@ import pytest
 DEADLINE = 20.0
 """Seconds after which a test gives up waiting for something that should happen at once."""
 
+os.environ.pop("PYTHONUNBUFFERED", None)  # users do not have it, and it hides what a buffer does
+
 NOBODY = 65534
 """A uid, and a gid, that is neither root nor ours."""
 

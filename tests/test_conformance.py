@@ -6,6 +6,7 @@ The tests are coroutines. For the front end for threads, each call that waits ru
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -22,6 +23,7 @@ from support import DEADLINE, NOBODY, descriptors, needs_root, python, python_as
 
 import samehost
 import samehost.aio
+from samehost import limits
 from samehost.errors import (
     ConnectionClosed,
     DeadlineExceeded,
@@ -595,6 +597,93 @@ async def test_serve_with_settings_that_cannot_be_is_refused(front: Any, place: 
         for options in ({"drain": -1}, {"connections_max": 0}):
             with pytest.raises(UsageError):
                 await listener.serve(print, **options)
+
+
+@pytest.mark.parametrize("type", ["stream", "datagram"])
+async def test_serving_a_closed_listener_says_so(front: Any, place: Path, type: str) -> None:
+    with front.listen(place / "s", type) as listener:
+        listener.close()
+        with pytest.raises(ListenerClosed):
+            await listener.serve(print)
+
+
+async def test_stopping_ends_the_iteration_though_clients_keep_coming(front: Any, place: Path) -> None:
+    with front.listen(place / "s") as listener:
+        clients = [await front.dial(place / "s") for _ in range(3)]
+        async for connection in listener:
+            connection.close()
+            listener.stop()
+            break
+        with pytest.raises(ListenerClosed):
+            await listener.accept(timeout=DEADLINE)
+        for client in clients:
+            client.close()
+
+
+async def test_a_full_server_notices_that_its_path_went_and_says_once_that_it_is_full(
+    front: Any, place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(limits, "PATH_CHECK_SECONDS", 0.05)
+
+    async def echo(connection: Any) -> None:
+        while message := await connection.recv():
+            await connection.sendall(message)
+
+    with front.listen(place / "s") as listener:
+        serving = asyncio.ensure_future(listener.serve(echo, connections_max=1))
+        with await front.dial(place / "s") as idle:
+            await idle.sendall(b"x")
+            assert await idle.recv(timeout=DEADLINE) == b"x"
+            for _ in range(3):
+                os.unlink(place / "s")
+                await asyncio.to_thread(until, (place / "s").exists, "the path is made again")
+        listener.stop()
+        await asyncio.wait_for(serving, DEADLINE)
+    full = f"{place / 's'} is full: 1 in progress, further clients wait"
+    assert [record.getMessage() for record in caplog.records].count(full) == 1
+
+
+@pytest.mark.parametrize("way", ["serve", "receive"])
+async def test_a_busy_receiver_of_datagrams_notices_that_its_path_went(
+    front: Any, place: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    monkeypatch.setattr(limits, "PATH_CHECK_SECONDS", 0.2)
+    with (
+        front.listen(place / "d", "datagram") as listener,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as client,
+    ):
+        client.setblocking(False)
+        client.connect(str(place / "d"))
+
+        async def again(datagram: Any) -> None:
+            with contextlib.suppress(ConnectionRefusedError):  # the socket before has been let go
+                client.send(b"again")  # so that nobody ever waits for long
+
+        async def receive() -> None:
+            async for datagram in listener:
+                await again(datagram)
+
+        client.send(b"first")
+        busy = asyncio.ensure_future(listener.serve(again) if way == "serve" else receive())
+        os.unlink(place / "d")
+        await asyncio.to_thread(until, (place / "d").exists, "the path is made again", 5)
+        listener.close()
+        await asyncio.wait_for(busy, DEADLINE)
+
+
+async def test_calls_of_receive_keep_to_their_own_limits(front: Any, place: Path) -> None:
+    with (
+        front.listen(place / "d", "datagram") as listener,
+        await front.dial(place / "d", "datagram") as client,
+    ):
+        wide = asyncio.ensure_future(listener.receive(100, timeout=DEADLINE))
+        await client.send(bytes(101))
+        await asyncio.to_thread(until, lambda: listener.dropped == 1, "it has begun, and thrown one away")
+        with pytest.raises(DeadlineExceeded):
+            await listener.receive(1, timeout=0)
+        await client.send(b"long")
+        assert (await wide).data == b"long"
+        assert listener.dropped == 1
 
 
 # Only asyncio can promise these

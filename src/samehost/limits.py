@@ -34,7 +34,7 @@ ACCEPT_PAUSE_SECONDS_MAX = 1.0
 """How long accepting rests when the process or the host is out of descriptors or memory; doubled each time."""
 
 PATH_CHECK_SECONDS = 2.0
-"""How often an idle listener looks whether its path is still its own."""
+"""How often a listener that is waited on or served looks whether its path is still its own."""
 
 DRAIN_SECONDS = 30.0
 """How long calls in flight may go on once a server was told to end."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import DEADLINE, Program, python, until
+from support import DEADLINE, Program, needs_root, python, until
 
 import samehost
 from samehost import aio
@@ -328,12 +328,14 @@ def test_a_second_signal_ends_at_once(place: Path, number: signal.Signals, conne
         assert program.line() == "ready"
         with samehost.dial(place / "s") as busy, samehost.dial(place / "s"):
             begin(busy)
+            if connections_max == 1:
+                assert program.line() == f"{place / 's'} is full: 1 in progress, further clients wait"
             program.signal(number)
             assert program.line().startswith(number.name)
             if not at_once:
                 until(lambda: not (place / "s").exists(), "the path is removed")
             program.signal(number)
-            assert program.process.wait(5) == 128 + number
+            assert program.process.wait(5) == -number  # which a shell shows as 128 + number
             with contextlib.suppress(ConnectionClosed):
                 assert busy.recv(timeout=DEADLINE) == b""
     assert os.listdir(place) == []
@@ -344,6 +346,7 @@ def test_clients_in_the_backlog_get_their_reply_after_the_signal(place: Path) ->
         assert program.line() == "ready"
         clients = [samehost.dial(place / "s") for _ in range(5)]
         begin(clients[0])
+        assert program.line() == f"{place / 's'} is full: 1 in progress, further clients wait"
         for client in clients[1:]:
             client.sendall(b"reply")
             client.shutdown(socket.SHUT_WR)
@@ -355,3 +358,142 @@ def test_clients_in_the_backlog_get_their_reply_after_the_signal(place: Path) ->
         for client in clients:
             client.close()
         assert (program.line(), program.end()) == ("tasks left 0", 0)
+
+
+def test_a_second_signal_ends_a_server_whose_handlers_do_not_end(place: Path) -> None:
+    code = """
+        import asyncio, contextlib, samehost.aio, sys
+        async def handler(connection):
+            await connection.sendall(b"begun")
+            while True:
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.Event().wait()
+        async def main():
+            async with samehost.aio.listen(sys.argv[1]) as listener:
+                await listener.serve(handler)
+        asyncio.run(main())
+    """
+    with python(code, str(place / "s")) as program, samehost.dial(place / "s", wait=DEADLINE) as client:
+        assert client.recv(timeout=DEADLINE) == b"begun"
+        program.signal(signal.SIGTERM)
+        until(lambda: not (place / "s").exists(), "the path is removed")
+        program.signal(signal.SIGTERM)
+        assert program.process.wait(5) == -signal.SIGTERM
+
+
+@needs_root
+def test_a_second_signal_ends_the_first_process_of_a_container(place: Path) -> None:
+    """To which the kernel delivers no signal that it has no handler for."""
+    code = """
+        import os, sys
+        from samehost.aio import server
+        if os.unshare(0x20000000) if hasattr(os, "unshare") else __import__("ctypes").CDLL(None).unshare(0x20000000):
+            sys.exit("no new pid namespace")
+        if child := os.fork():
+            sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        server._signals._end_process(server.signal.SIGTERM)
+    """
+    with python(code) as program:
+        assert (program.end(), program.errors()) == (128 + signal.SIGTERM, "")
+
+
+SEVERAL = """
+    import asyncio, logging, samehost.aio, signal, sys
+    logging.basicConfig(stream=sys.stdout, format="%(message)s", level=logging.INFO)
+    async def serve(path, name):
+        async with samehost.aio.listen(path) as listener:
+            print(name, flush=True)
+            await listener.serve(print)
+    async def main():
+        before = signal.getsignal(signal.SIGINT)
+        mine = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, mine.set)
+        short = asyncio.ensure_future(serve(sys.argv[1], "short"))
+        long = [asyncio.ensure_future(serve(path, "long")) for path in sys.argv[2:4]]
+        await asyncio.sleep(0)
+        short.cancel()  # the first one in goes, and the others still get the signal
+        await asyncio.wait([short])
+        print("ready", flush=True)
+        await asyncio.gather(*long)
+        assert signal.getsignal(signal.SIGINT) is before
+        mine.clear()
+        print("mine", flush=True)
+        await mine.wait()
+        print("ended", flush=True)
+    if sys.argv[4] == "uvloop":
+        import uvloop
+        uvloop.run(main())
+    else:
+        asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_a_signal_ends_every_server_of_the_loop_and_then_is_the_users_again(place: Path, loop: str) -> None:
+    with python(SEVERAL, *(str(place / name) for name in "abc"), loop) as program:
+        while program.line() != "ready":
+            pass
+        program.signal(signal.SIGTERM)
+        draining = {program.line() for _ in range(2)}
+        assert draining == {f"SIGTERM: draining {place / name}, 0 in progress, at most 30 s" for name in "bc"}
+        assert program.line() == "mine"
+        program.signal(signal.SIGTERM)
+        assert (program.line(), program.end()) == ("ended", 0)
+    assert os.listdir(place) == []
+
+
+def test_a_signal_handler_that_is_set_while_serving_stays(place: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+
+    async def main() -> None:
+        async with aio.listen(place / "s") as listener:
+            serving = asyncio.ensure_future(listener.serve(echo))
+            await asyncio.sleep(0)
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            listener.stop()
+            await asyncio.wait_for(serving, DEADLINE)
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+
+    try:
+        asyncio.run(main())
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("type", ["stream", "datagram"])
+async def test_a_server_that_never_waits_lets_other_tasks_run(place: Path, type: str) -> None:
+    turns, seen, everybody = 0, set(), asyncio.Event()
+
+    async def count() -> None:
+        nonlocal turns
+        while not everybody.is_set():
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def handler(taken: aio.Connection | aio.Datagram) -> None:
+        seen.add(turns)
+        if len(seen) == 3:
+            everybody.set()
+
+    async with aio.listen(place / "s", type) as listener:
+        clients = [await aio.dial(place / "s", type) for _ in range(3)]
+        if type == "datagram":
+            for client in clients:
+                await client.send(b"x")
+        serving = asyncio.ensure_future(listener.serve(handler))
+        await asyncio.wait_for(count(), DEADLINE)
+        listener.stop()
+        await asyncio.wait_for(serving, DEADLINE)
+        for client in clients:
+            client.close()
+
+
+async def test_accepting_from_a_listener_that_is_never_idle_lets_other_tasks_run(place: Path) -> None:
+    others: list[int] = []
+    async with aio.listen(place / "s") as listener:
+        clients = [await aio.dial(place / "s") for _ in range(3)]
+        for number in range(3):
+            asyncio.get_running_loop().call_soon(others.append, number)
+            (await listener.accept()).close()
+            assert len(others) == number + 1
+            clients[number].close()

@@ -206,6 +206,26 @@ def test_the_drain_time_counts_once(place: Path) -> None:
             thread.join(DEADLINE)
 
 
+def test_two_servers_in_threads_are_stopped_by_a_signal_handler_of_the_users(place: Path) -> None:
+    code = """
+        import samehost, signal, sys, threading
+        listeners = [samehost.listen(path) for path in sys.argv[1:]]
+        signal.signal(signal.SIGTERM, lambda *_: [listener.stop() for listener in listeners])
+        threads = [threading.Thread(target=listener.serve, args=(print,)) for listener in listeners]
+        for thread in threads:
+            thread.start()
+        print("ready", flush=True)
+        for thread in threads:
+            thread.join()
+        print("ended", flush=True)
+    """
+    with python(code, str(place / "1"), str(place / "2")) as program:
+        assert program.line() == "ready"
+        program.signal(signal.SIGTERM)
+        assert (program.line(), program.end()) == ("ended", 0)
+    assert os.listdir(place) == []
+
+
 def test_closing_while_serving_ends_it(place: Path) -> None:
     with serving(place / "s", echo) as listener, samehost.dial(place / "s") as client:
         assert ask(client, b"x") == b"x"
@@ -237,6 +257,82 @@ def test_datagrams_are_handled_at_once_and_to_the_last(place: Path) -> None:
         listener.stop()
         listener.serve(handler)
         assert sorted(client.recv(timeout=DEADLINE) for _ in range(5)) == [b"0", b"1", b"2", b"3", b"4"]
+
+
+# Locks
+
+REFUSING = """
+    import logging, os, samehost, select, signal, sys, threading
+    entered, released, ended = threading.Event(), threading.Event(), threading.Event()
+    class Slow(logging.Handler):
+        "A log that takes its time, in a thread of its own, until the main thread has done what it is at."
+        def emit(self, record):
+            if "refused" in record.getMessage():
+                entered.set()
+                print("free" if released.wait(5) else "held up", flush=True)
+    logging.getLogger("samehost").addHandler(Slow())
+    listener = samehost.listen(sys.argv[1], allow=samehost.allow(uid=54321))
+    def loop():
+        for connection in listener:
+            pass
+        ended.set()
+    threading.Thread(target=loop).start()
+    client = samehost.dial(sys.argv[1])
+    assert entered.wait(20)
+"""
+
+
+def test_a_refusal_that_is_being_logged_holds_up_nobody_who_stops_or_closes(place: Path) -> None:
+    code = """
+        def end(*_):
+            listener.stop()
+            listener.close()
+            released.set()
+        signal.signal(signal.SIGUSR1, end)
+        signal.raise_signal(signal.SIGUSR1)
+        assert ended.wait(20)
+        client.close()
+    """
+    with python(textwrap.dedent(REFUSING) + textwrap.dedent(code), str(place / "s")) as program:
+        assert (program.line(), program.end()) == ("free", 0)
+    assert os.listdir(place) == []
+
+
+@pytest.mark.parametrize("lock", ["taking", "count"])
+def test_a_child_of_fork_closes_its_copy_whatever_the_parents_threads_hold(place: Path, lock: str) -> None:
+    code = """
+        number = f"socket:[{os.fstat(listener.socket.fileno()).st_ino}]"
+        holding, done = threading.Event(), threading.Event()
+        def hold():
+            with listener._lock:
+                holding.set()
+                done.wait(20)
+        if sys.argv[2] == "count":
+            threading.Thread(target=hold).start()
+            assert holding.wait(20)
+        child = os.fork()
+        if not child:
+            signal.alarm(5)
+            try:
+                listener.accept(timeout=0)
+            except samehost.errors.DeadlineExceeded:
+                pass
+            listener.stop()
+            listener.close()
+            held = [entry for entry in os.scandir("/proc/self/fd") if os.path.realpath(entry).endswith(number)]
+            os._exit(len(held))
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert not select.select([listener._wake], [], [], 0)[0]  # the child has not woken its parent's threads
+        done.set()
+        released.set()
+        assert samehost.dial(sys.argv[1]).close() is None
+        listener.close()
+        assert ended.wait(20)
+        client.close()
+    """
+    with python(textwrap.dedent(REFUSING) + textwrap.dedent(code), str(place / "s"), lock) as program:
+        assert (program.line(), program.end(), program.errors()) == ("free", 0, "")
+    assert os.listdir(place) == []
 
 
 # Signals
@@ -284,6 +380,8 @@ def test_a_second_signal_ends_at_once(place: Path, number: signal.Signals, conne
         assert program.line() == "ready"
         with samehost.dial(place / "s") as busy, samehost.dial(place / "s"):
             fifo = begin(busy, place)
+            if connections_max == 1:
+                assert program.line() == f"{place / 's'} is full: 1 in progress, further clients wait"
             program.signal(number)
             assert program.line().startswith(number.name)
             if not at_once:
@@ -300,6 +398,7 @@ def test_clients_in_the_backlog_get_their_reply_after_the_signal(place: Path) ->
         (place / "reply").write_text("reply")
         clients = [samehost.dial(place / "s") for _ in range(5)]
         fifo = begin(clients[0], place)
+        assert program.line() == f"{place / 's'} is full: 1 in progress, further clients wait"
         for client in clients[1:]:
             client.sendall(bytes(place / "reply"))
         for client in clients:
@@ -336,15 +435,18 @@ def test_a_client_is_turned_away_when_no_thread_can_be_started(place: Path) -> N
     # The first new thread fails as it does when the host has no more tasks to give.
     faults = ["strace", "-qq", "-o", "/dev/null", "-e", "inject=clone3,clone:error=EAGAIN:when=1"]
     code = """
-        import logging, samehost, sys
+        import logging, os, samehost, sys
         logging.basicConfig(stream=sys.stdout, format="%(message)s", level=logging.INFO)
+        print(os.getpid(), flush=True)
         with samehost.listen(sys.argv[1]) as listener:
             listener.serve(lambda connection: connection.sendall(b"served"))
     """
     with Program([*faults, sys.executable, "-c", textwrap.dedent(code), str(place / "s")]) as program:
+        server = int(program.line())
         with samehost.dial(place / "s", wait=DEADLINE) as first:
             assert first.recv(timeout=DEADLINE) == b""
         assert "turned a client away" in program.line()
         with samehost.dial(place / "s") as second:
             assert second.recv(timeout=DEADLINE) == b"served"
-        program.process.terminate()
+        os.kill(server, signal.SIGTERM)  # strace itself would only let go of it
+        assert program.end() == 0

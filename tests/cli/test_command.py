@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import DEADLINE, NOBODY, SAMEHOST, Program, listening, needs_root, python_as, run, send, until
+from support import DEADLINE, NOBODY, SAMEHOST, Program, listening, needs_root, python, python_as, run, send, until
 
 from samehost import __version__
 from samehost.cli import COMMANDS
@@ -178,6 +178,32 @@ def test_a_reader_that_leaves_is_no_traceback(words: list[str]) -> None:
     assert ended.stderr == b""
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    ("words", "code"), [(["send", "/no/such", "x"], 69), (["send"], 2), (["listen", "fd:99"], 2), (["lissten"], 2)]
+)
+def test_the_exit_code_tells_although_standard_error_is_full(words: list[str], code: int, unbuffered: str) -> None:
+    command = ["sh", "-c", 'exec "$@" 2>/dev/full', "sh", *SAMEHOST, *words]
+    assert run(command, env={**os.environ, "PYTHONUNBUFFERED": unbuffered}).returncode == code
+
+
+def test_an_interrupt_while_a_command_is_imported_is_no_traceback() -> None:
+    code = """
+        import sys
+        from samehost.cli import main
+
+        class Interrupt:
+            def find_spec(self, name, path, target=None):
+                if name == "samehost.cli.send":
+                    raise KeyboardInterrupt
+
+        sys.meta_path.insert(0, Interrupt())
+        sys.exit(main(["send", "/x", "y"]))
+    """
+    with python(code) as program:
+        assert (program.end(), program.errors()) == (130, "")
+
+
 @pytest.mark.parametrize("descriptors", [6, 7, 8, 9])
 def test_too_few_descriptors_are_an_error_without_traceback(place: Path, descriptors: int) -> None:
     """Not one of us can be sure that it can still open a file."""
@@ -192,3 +218,13 @@ def test_too_few_descriptors_are_an_error_without_traceback(place: Path, descrip
         server.end()
         assert "Traceback" not in server.errors()
     assert not (place / "t").exists()
+
+
+@pytest.mark.parametrize(
+    "words", [["inspect", "/none/\x1b[31mvil"], ["send", "a\x1b[31m"], ["listen", "./s", "\x1b[31m"], ["\x1b[31m"]]
+)
+def test_what_was_typed_cannot_steer_the_terminal(words):
+    done = run([*SAMEHOST, *words])
+    assert done.returncode in (2, 69)
+    assert b"\x1b" not in done.stderr
+    assert b"\\x1b[31m" in done.stderr

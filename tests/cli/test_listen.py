@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import array
+import fcntl
 import grp
 import os
 import re
@@ -10,6 +12,8 @@ import socket
 import stat
 import subprocess
 import sys
+import termios
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,6 +34,7 @@ from support import (
 import samehost
 
 TYPES = ["stream", "datagram", "seqpacket"]
+DATAGRAM = (socket.AF_UNIX, socket.SOCK_DGRAM)
 DEFAULT = b"Message received successfully\n"
 
 
@@ -188,7 +193,34 @@ def test_no_descriptors_left_for_a_command_is_an_error_without_traceback(place: 
         assert "Traceback" not in server.errors()
 
 
+def test_commands_that_descriptors_are_not_enough_for_wait_their_turn(place: Path) -> None:
+    # Each command goes on for a while, so that more and more would run.
+    options = ["listen", str(place / "s"), "--exec", "sleep 0.2; cat"]
+    limited = ["sh", "-c", 'ulimit -n 256; exec "$@"', "sh", *SAMEHOST, *options]
+    with Program(limited, stdout=subprocess.DEVNULL) as server:
+        clients = [samehost.dial(place / "s", wait=DEADLINE) for _ in range(150)]
+        for client in clients:
+            client.sendall(b"x")
+        for client in clients:
+            with client:
+                assert client.recv(timeout=DEADLINE) == b"x"
+        server.signal(signal.SIGTERM)
+        assert server.end() == 0
+        assert "cannot run" not in server.errors()
+
+
 # Conversations
+
+
+def test_datagrams_are_printed_in_the_order_in_which_they_arrived(place: Path) -> None:
+    # As many as it takes for threads to overtake each other; from nobody who could be answered, to be quick about it.
+    options = ["--type", "datagram"]
+    with listening(place / "s", *options, stderr=subprocess.DEVNULL) as server, socket.socket(*DATAGRAM) as client:
+        client.connect(str(place / "s"))
+        for start in range(0, 5000, 500):
+            for number in range(start, start + 500):
+                client.send(b"%d" % number)
+            assert [server.line() for _ in range(500)] == [f"Received: {start + number}" for number in range(500)]
 
 
 def test_close_ends_each_conversation_after_its_first_reply(place: Path) -> None:
@@ -254,6 +286,20 @@ def test_files_that_come_along_are_described_and_closed(place: Path) -> None:
         assert lines == ["Received: look", f"Received file: {place}/file, 5 bytes", "Received file: /dev/null"]
         descriptors = Path(f"/proc/{server.pid}/fd")
         assert {str(place / "file"), "/dev/null"}.isdisjoint(os.readlink(entry) for entry in descriptors.iterdir())
+
+
+def test_files_are_closed_even_if_nothing_can_be_printed(place: Path) -> None:
+    # Told by the interpreter, which warns of each file that was left to it.
+    command = [sys.executable, "-W", "always", "-m", "samehost", "listen", str(place / "s")]
+    with Program(command) as server:
+        assert server.line() == f"Listening on {place / 's'}"
+        server.process.stdout.close()
+        server.process.stdout = None
+        with samehost.dial(place / "s") as client, open("/dev/null", "rb") as file:
+            client.sendall(b"x", [file, file])
+            assert client.recv(timeout=DEADLINE) == b""
+        assert server.end() == 1
+        assert "ResourceWarning" not in server.errors()
 
 
 # Who may
@@ -335,6 +381,73 @@ def test_a_signal_right_after_the_first_line_ends_it_well(place: Path) -> None:
     assert os.listdir(place) == []
 
 
+@pytest.fixture
+def unread() -> Iterator[tuple[int, int]]:
+    """The ends of a pipe of one page."""
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    yield reader, writer
+    os.close(reader)
+    os.close(writer)
+
+
+def bytes_in(reader: int) -> int:
+    count = array.array("i", [0])
+    fcntl.ioctl(reader, termios.FIONREAD, count)
+    return count[0]
+
+
+@pytest.mark.parametrize("errors_too", [False, True])
+def test_output_that_nobody_reads_does_not_keep_it_from_ending(
+    place: Path, unread: tuple[int, int], errors_too: bool
+) -> None:
+    reader, writer = unread
+    command = [*SAMEHOST, "listen", str(place / "s"), "--drain", "0.1"]
+    errors = writer if errors_too else subprocess.PIPE
+    with Program(command, stdout=writer, stderr=errors) as server, samehost.dial(place / "s", wait=DEADLINE) as client:
+        client.sendall(b"x" * 5000)
+        until(lambda: bytes_in(reader) > 500, "it is in the middle of printing that")
+        server.signal(signal.SIGTERM)
+        assert server.process.wait(8) == 0
+    assert os.listdir(place) == []
+
+
+@pytest.mark.parametrize("errors_too", [False, True])
+def test_a_second_signal_ends_it_at_once_though_nobody_reads(
+    place: Path, unread: tuple[int, int], errors_too: bool
+) -> None:
+    reader, writer = unread
+    command = [*SAMEHOST, "listen", str(place / "s")]
+    errors = writer if errors_too else subprocess.PIPE
+    with Program(command, stdout=writer, stderr=errors) as server, samehost.dial(place / "s", wait=DEADLINE) as client:
+        client.sendall(b"x" * 5000)
+        until(lambda: bytes_in(reader) > 500, "it is in the middle of printing that")
+        server.signal(signal.SIGTERM)
+        until(lambda: os.listdir(place) == [], "the socket is removed")
+        server.signal(signal.SIGTERM)
+        assert server.process.wait(5) == 128 + signal.SIGTERM
+
+
+def test_output_that_is_full_from_the_start_does_not_keep_it_from_ending(place: Path, unread: tuple[int, int]) -> None:
+    os.write(unread[1], bytes(4096))
+    with Program([*SAMEHOST, "listen", str(place / "s")], stdout=unread[1]) as server:
+        samehost.dial(place / "s", wait=DEADLINE).close()
+        server.signal(signal.SIGTERM)
+        assert server.process.wait(5) == 0
+    assert os.listdir(place) == []
+
+
+def test_a_signal_while_it_starts_leaves_nothing(place: Path) -> None:
+    for _ in range(50):
+        with Program([*SAMEHOST, "listen", str(place / "s")]) as server:
+            while not os.listdir(place):
+                assert server.process.poll() is None
+            server.signal(signal.SIGTERM)
+            assert server.end() == 0
+            assert "Traceback" not in server.errors()
+        assert os.listdir(place) == []
+
+
 def test_a_reader_that_leaves_ends_the_server(place: Path) -> None:
     with listening(place / "s", stdin=subprocess.DEVNULL) as server:
         server.process.stdout.close()
@@ -392,6 +505,9 @@ def test_a_server_without_any_standard_stream_serves(place: Path) -> None:
         (["--allow", "alice"], "'alice' is not a condition: uid=N, gid=N, user=NAME or group=NAME"),
         (["--allow", "user=no-such-user"], "there is no user 'no-such-user'"),
         (["--allow", "uid=-1"], "'-1' is not a number"),
+        (["--allow", "gid=10,gid=20"], "argument --allow: two groups in one policy: repeat the option to admit either"),
+        (["--allow", "gid=10,group=root"], "two groups in one policy"),
+        (["--allow", "uid=0,gid=0,user=root"], "two users in one policy"),
         (["--drain", "-1"], "'-1' is not a number of seconds, as in 0.5 or 30"),
         (["--drain", "inf"], "'inf' is not a number of seconds"),
         (["--backlog", "many"], "invalid int value: 'many'"),

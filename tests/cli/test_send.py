@@ -146,7 +146,70 @@ def echo(connection: socket.socket) -> None:
         pass
 
 
+# A server that ends it without an answer
+
+
+@pytest.mark.parametrize("type", ["stream", "seqpacket"])
+def test_a_server_that_breaks_it_off_is_named_with_what_may_be_the_cause(place: Path, type: str) -> None:
+    # It admits another user only, so the message stays unread.
+    allow = f"uid={NOBODY}"
+    with listening(place / "s", "--type", type, "--allow", allow):
+        for _ in range(5):  # before or after it has cut us off
+            sent = send(place / "s", "hello", "--type", type)
+            assert (sent.stdout, sent.returncode) == (b"", 1)
+            assert sent.stderr.decode() in [
+                f"samehost: {place}/s ended the connection before it answered ({reason}): "
+                f"it may not admit uid {os.geteuid()}\n"
+                for reason in ("Connection reset by peer", "Broken pipe")
+            ]
+
+
+def test_a_reply_that_is_broken_off_is_an_error_that_says_so(place: Path) -> None:
+    def answer(connection: socket.socket) -> None:
+        connection.recv(1)
+        connection.sendall(b"begun")
+
+    with Foreign(place / "s", answer):
+        sent = send(place / "s", "hello")
+        assert (sent.stdout, sent.returncode) == (b"begun", 1)
+        assert sent.stderr.decode() == (
+            f"samehost: {place}/s ended the connection in the middle (Connection reset by peer)\n"
+        )
+
+
+@pytest.mark.parametrize("type", ["stream", "seqpacket"])
+@pytest.mark.parametrize("in_terminal", [True, False])
+def test_no_reply_at_all_is_fine_and_told_to_a_terminal(place: Path, type: str, in_terminal: bool) -> None:
+    kind = {"stream": socket.SOCK_STREAM, "seqpacket": socket.SOCK_SEQPACKET}[type]
+    with Foreign(place / "s", lambda connection: connection.recv(100), kind):
+        ours, theirs = os.openpty() if in_terminal else os.pipe()
+        command = [*SAMEHOST, "send", str(place / "s"), "hello", "--type", type]
+        sent = subprocess.run(command, stdout=subprocess.PIPE, stderr=theirs, timeout=DEADLINE, check=False)
+        assert (sent.stdout, sent.returncode) == (b"", 0)
+        if in_terminal:
+            told = f"samehost: {place}/s ended the connection without a reply\r\n"
+            assert os.read(ours, 1000).decode() == told
+            os.close(theirs)
+        else:
+            os.close(theirs)
+            assert os.read(ours, 1000) == b""
+        os.close(ours)
+
+
 # Files
+
+
+def test_a_fifo_is_passed_along_without_waiting_for_its_writer(place: Path) -> None:
+    os.mkfifo(place / "fifo")
+    with samehost.listen(place / "s") as listener:
+        command = [*SAMEHOST, "send", str(place / "s"), "x", "--file", str(place / "fifo")]
+        with Program(command) as client, listener.accept(timeout=DEADLINE) as connection:
+            message, files = connection.recv_with_files(timeout=DEADLINE)
+            assert message == b"x"
+            assert os.get_blocking(files[0].fileno())
+            files[0].close()
+            connection.shutdown()
+            assert client.end() == 0
 
 
 @pytest.mark.parametrize("type", TYPES)
@@ -174,6 +237,12 @@ def test_files_that_cannot_travel_are_refused(place: Path, words: list[str], err
         assert sent.returncode == 2
         assert error in sent.stderr.decode()
         assert sent.stderr.count(b"\n") == 1
+
+
+def test_two_users_in_one_policy_are_refused() -> None:
+    sent = send("/no/such", "x", "--trust", "uid=0,user=root")
+    assert sent.returncode == 2
+    assert b"argument --trust: two users in one policy: repeat the option to admit either\n" in sent.stderr
 
 
 # Time

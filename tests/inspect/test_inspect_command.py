@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import socket
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 from samehost.cli import inspect as command
 from samehost.errors import Unavailable
+from samehost.kernel import sock_diag
 
 PROGRAM = "import sys\nfrom samehost.cli import inspect\nsys.exit(inspect.run(inspect.parser().parse_args()))\n"
 
@@ -134,13 +136,16 @@ def test_tables_for_people(pair):
     for words in (
         path,
         "listening",
-        "0 waiting, 7 at most",
+        "0 waiting, limit 7",
         f"pid {server} (python",
         "srw-r----- (0640), root:root",
         f"{client} python",
         "connected",
     ):
         assert words in plain
+    # What is read as one word stays in one piece on a terminal of the usual width.
+    usual = run_on_a_terminal(path, NO_COLOR="1", columns=80)
+    assert re.search(rf"connected +{server} python\S* \(root\) fd=\d+ +0 +{client} python\S* \(root\) fd=\d+ +3", usual)
     narrow = run_on_a_terminal(path, NO_COLOR="1", columns=60)
     assert str(client) in narrow
     everything = run_on_a_terminal(NO_COLOR="1", columns=200)
@@ -184,12 +189,90 @@ def test_a_dead_socket_is_an_exit_code(directory, sockets):
     sockets(bind=path).close()
     done = run(path)
     assert done.returncode == 69
-    assert done.stderr == f"samehost inspect: nobody is bound to {path}: its server has ended\n"
+    assert done.stderr == f"samehost inspect: nobody is bound to {path}: only its file is left\n"
     assert rows_of(done.stdout) == []
     done = run("--json", path)
     assert (done.returncode, done.stderr) == (69, "")
     assert json.loads(done.stdout)["state"] == "dead"
     assert "nobody is bound to it" in run_on_a_terminal(path)
+
+
+def test_an_abstract_name_without_its_listener(worker, sockets):
+    server = worker()
+    server.listen("\0ended early")
+    client = sockets(connect=b"\0ended early")
+    server.do("a, _ = s.accept(); s.close()")
+    done = run("@ended early")
+    assert done.returncode == 69
+    assert done.stderr == (
+        "samehost inspect: nobody is bound to @ended early: only its accepted connections are left\n"
+    )
+    assert "the file" not in run_on_a_terminal("@ended early")
+    # Where both ends have names, either may be the accepted one; write permission has no part in it.
+    client.close()
+    server.listen("\0ended early")
+    sockets(bind=b"\0a client", connect=b"\0ended early")
+    server.do("a, _ = s.accept(); s.close()")
+    done = run("@ended early")
+    assert done.returncode == 0
+    assert "either end of its connections may have been accepted" in done.stderr
+    assert "permission" not in done.stderr + run_on_a_terminal("@ended early")
+
+
+def test_a_full_backlog(directory, sockets):
+    path = f"{directory}/a.sock"
+    sockets(bind=path).listen(1)
+    for number, said in enumerate(("0 waiting, limit 1 ", "1 waiting, limit 1 ", "2 waiting, limit 1: full")):
+        assert said in run_on_a_terminal(path, NO_COLOR="1"), number
+        if number < 2:
+            sockets(connect=path)
+
+
+def test_clients_that_cannot_be_listed(directory, sockets, monkeypatch, capsys):
+    path = f"{directory}/a.sock"
+    sockets(bind=path).listen()
+    sockets(connect=path)
+    monkeypatch.setattr(sock_diag, "_pending", lambda *_: ())
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert command.run(command.parser().parse_args([path])) == 0
+    said = capsys.readouterr()
+    assert "1 waiting" in said.out
+    assert "Nobody is connected" not in said.out
+    assert said.err == "samehost inspect: 1 waiting client could not be listed: there are too many\n"
+
+
+def test_the_queue_of_datagrams_is_not_all_of_them(directory, sockets):
+    path = f"{directory}/a.sock"
+    sockets(socket.SOCK_DGRAM, bind=path)
+    sender = sockets(socket.SOCK_DGRAM, connect=path)
+    for _ in range(3):
+        sender.send(b"hello")
+    assert "5 bytes in the first message" in run_on_a_terminal(path)
+
+
+def test_a_command_with_a_comma_is_one_command(directory, worker):
+    path = f"{directory}/a.sock"
+    server = worker()
+    server.do("open('/proc/self/comm', 'wb').write(b'a,b')")
+    server.listen(path)
+    server.do("t = s.dup()")
+    (listener,) = rows_of(run(path).stdout)
+    assert listener["pid"] == f"{server.pid},{server.pid}"
+    assert listener["command"] == r"a\x2cb,a\x2cb"
+
+
+def test_the_whole_host_counts_open_connections(pair, worker):
+    path, _, _ = pair
+    other = worker()
+    other.connect(path)
+    assert only_line(path).split()[3:5] == ["1", "1"], "one accepted, one waiting"
+    other.close()
+    assert only_line(path).split()[3:5] == ["1", "1"], "one that no longer waits is in the backlog until accept"
+
+
+def only_line(path):
+    (line,) = [line for line in run_on_a_terminal(NO_COLOR="1", columns=200).splitlines() if path in line]
+    return line
 
 
 def test_what_is_not_there_is_an_error(directory):

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import glob
 import os
+import pwd
 import re
+import shutil
+import signal
 import socket
+import struct
 import subprocess
+import tempfile
 from typing import NamedTuple
 
 import pytest
 
 from samehost.inspect import inspect
+
+NOBODY = 65534
 
 
 class Pair(NamedTuple):
@@ -23,6 +31,7 @@ class Pair(NamedTuple):
     client_pid: int
     client: str
     backlog: int | None
+    server_uid: int = os.geteuid()
 
 
 def listens(path):
@@ -87,13 +96,79 @@ def redis(directory, program, until, worker):
     return Pair(path, server.pid, server.pid, "redis-server", client.pid, "python", None)
 
 
+def postgres_program(name):
+    """Debian has them outside of PATH."""
+    installed = sorted(glob.glob(f"/usr/lib/postgresql/*/bin/{name}"))
+    return installed[-1] if installed else shutil.which(name)
+
+
+@pytest.fixture(scope="module")
+def postgres_cluster():
+    """(directory of a new cluster, whose it is): the server refuses to be root."""
+    if postgres_program("initdb") is None or postgres_program("postgres") is None:
+        pytest.skip("SKIPPED LOUDLY: PostgreSQL's server is not installed")
+    uid = os.geteuid() or next((one.pw_uid for one in pwd.getpwall() if one.pw_name == "postgres"), NOBODY)
+    with tempfile.TemporaryDirectory(prefix="sh") as directory:
+        os.chown(directory, uid, -1)
+        os.chmod(directory, 0o755)
+        words = [postgres_program("initdb"), "-D", f"{directory}/data", "-A", "trust", "-U", "postgres", "--no-sync"]
+        subprocess.run(words, check=True, stdout=subprocess.DEVNULL, cwd=directory, **become(uid))
+        yield directory, uid
+
+
+def become(uid):
+    return {"user": uid, "group": pwd.getpwuid(uid).pw_gid, "extra_groups": []} if os.geteuid() == 0 else {}
+
+
+@pytest.fixture
+def postgres(postgres_cluster, until, worker):
+    directory, uid = postgres_cluster
+    settings = ("listen_addresses=", f"unix_socket_directories={directory}", "fsync=off", "shared_buffers=1MB")
+    server = subprocess.Popen(
+        [postgres_program("postgres"), "-D", f"{directory}/data", *(word for one in settings for word in ("-c", one))],
+        stderr=subprocess.DEVNULL,
+        cwd=directory,
+        **become(uid),
+    )
+    try:
+        path = f"{directory}/.s.PGSQL.5432"
+        client = worker()
+        parameters = b"user\0postgres\0\0"
+        hello = struct.pack("!II", 8 + len(parameters), 3 << 16) + parameters
+        # Until it is ready it says so in words and hangs up.
+        until(lambda: listens(path) and greet(client, path, hello))
+        # BackendKeyData of its protocol: the pid of the process that serves this connection.
+        with open(f"{directory}/answer", "rb") as file:
+            answer = file.read()
+        at = answer.index(b"K\0\0\0\x0c") + 5
+        (pid,) = struct.unpack_from("!I", answer, at)
+        until(lambda: [one.pid for one in only_connection(path).near.holders] == [pid])
+        yield Pair(path, server.pid, pid, "postgres", client.pid, "python", None, uid)
+    finally:
+        server.send_signal(signal.SIGINT)  # fast shutdown
+        server.wait(20)
+
+
+def greet(client, path, hello):
+    client.connect(path)
+    client.do(f"c.sendall({hello!r}); d = c.recv(65536)")
+    client.do("while d[:1] == b'R' and not d.endswith(b'Z\\0\\0\\0\\x05I'): d += c.recv(65536)")
+    client.do(f"open({os.path.dirname(path) + '/answer'!r}, 'wb').write(d)")
+    with open(f"{os.path.dirname(path)}/answer", "rb") as file:
+        return file.read(1) == b"R"
+
+
+def only_connection(path):
+    return only(one for one in inspect(path).connections if one.state == "connected")
+
+
 def exchange(client):
     client.stdin.write(b"hello\n")
     client.stdin.flush()
     return client.stdout.readline()
 
 
-@pytest.fixture(params=["plain", "socat", "nc", "redis"])
+@pytest.fixture(params=["plain", "socat", "nc", "redis", "postgres"])
 def pair(request):
     return request.getfixturevalue(request.param)
 
@@ -116,8 +191,8 @@ def test_both_ends_are_named(pair):
     assert (server.pid, client.pid) == (pair.server_pid, pair.client_pid)
     assert server.command.startswith(pair.server)
     assert client.command.startswith(pair.client)
+    assert (server.uid, client.uid) == (pair.server_uid, os.geteuid())
     for holder in (server, client):
-        assert holder.uid == os.geteuid()
         target = os.readlink(f"/proc/{holder.pid}/fd/{holder.descriptor}")
         assert target in (
             f"socket:[{connection.near.inode}]",

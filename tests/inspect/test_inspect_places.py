@@ -186,6 +186,34 @@ def test_another_network_namespace(directory, worker, sockets, need_root):
     assert (connection.far.network_namespace, connection.far.inode) == ("this", inode_of(client))
 
 
+def test_connections_are_counted_where_they_were_accepted(directory, worker, sockets, need_root):
+    # The same name three times: two whose file is gone, and one whose client is in another network namespace.
+    path = f"{directory}/a.sock"
+    servers = [worker(), worker(), worker()]
+    inodes = []
+    for number, server in enumerate(servers, 1):
+        if os.path.exists(path):
+            os.unlink(path)
+        server.listen(path)
+        inodes.append(listener_of(server.pid).inode)
+        clients = [worker("unshare", "-n")] if number == 3 else [worker() for _ in range(number)]
+        for client in clients:
+            client.connect(path)
+        server.do(f"a = [s.accept() for _ in range({len(clients)})]")
+    found = [one.bound_inode for one in inspect().connections if one.near.address == path]
+    assert sorted(found) == sorted([inodes[0], inodes[1], inodes[1], inodes[2]])
+
+
+def test_abstract_names_of_two_other_network_namespaces(worker, need_root):
+    busy, quiet = worker("unshare", "-n"), worker("unshare", "-n")
+    for server in (busy, quiet):
+        server.listen("\0the same")
+    busy.connect("\0the same")
+    busy.do("a, _ = s.accept()")
+    connection = only(one for one in inspect().connections if one.near.address == "@the same")
+    assert connection.bound_inode == listener_of(busy.pid).inode != listener_of(quiet.pid).inode
+
+
 def test_a_peer_in_another_network_namespace(directory, worker, sockets, need_root, monkeypatch):
     path = f"{directory}/a.sock"
     server = worker("unshare", "-n")

@@ -389,6 +389,15 @@ def test_the_whole_host(directory, worker, sockets):
     assert len([pair for pair in pairs if len(pair) == 2]) == len(pairs)
 
 
+def test_a_pair_of_datagram_sockets_is_not_idle():
+    left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with left, right:
+        report = inspect()
+        assert not {inode_of(left), inode_of(right)} & {one.inode for one in report.sockets}
+        connection = only(one for one in report.connections if one.near.inode in (inode_of(left), inode_of(right)))
+        assert (connection.state, connection.bound_inode) == ("connected", None)
+
+
 def test_sockets_that_come_and_go_meanwhile(directory, worker):
     path = f"{directory}/a.sock"
     server, storm = worker(), worker()
@@ -422,6 +431,22 @@ def test_a_socket_that_appears_after_the_first_look(directory, sockets, monkeypa
 
     monkeypatch.setattr(snapshot, "take", take)
     assert inspect(path).state == "bound"
+    assert len(taken) == 2
+
+
+def test_an_abstract_name_that_the_first_look_passed_over(sockets, monkeypatch):
+    bound = sockets(bind=b"\0passed over")
+    real, taken = snapshot.take, []
+
+    def take():
+        one = real()
+        taken.append(one)
+        if len(taken) == 1:
+            del one.rows[inode_of(bound)]
+        return one
+
+    monkeypatch.setattr(snapshot, "take", take)
+    assert inspect("@passed over").state == "bound"
     assert len(taken) == 2
 
 
@@ -538,5 +563,6 @@ def test_the_shape_of_the_dictionary(directory, sockets):
     assert (holder["pid"], holder["descriptor"]) == (os.getpid(), listener.fileno())
     sockets(connect=path)
     connection = only(inspect(path).as_dict()["connections"])
-    assert list(connection) == ["state", "near", "far"]
+    assert list(connection) == ["state", "near", "far", "bound_inode"]
+    assert connection["bound_inode"] == inode_of(listener)
     assert list(connection["far"]) == list(plain["sockets"][0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING
 
 from samehost import limits
@@ -55,8 +56,6 @@ class DatagramListener(Listening[Datagram]):
     def __init__(self, mailbox: Mailbox) -> None:
         super().__init__(mailbox)
         self._mailbox = mailbox
-        self._size = limits.MESSAGE_BYTES_MAX
-        self._files_max = 0
 
     @property
     def dropped(self) -> int:
@@ -68,11 +67,10 @@ class DatagramListener(Listening[Datagram]):
     ) -> Datagram:
         """Wait for a datagram from a sender that the policy admits; see `samehost.DatagramListener.receive`."""
         check_files_max(files_max)
-        self._size, self._files_max = size, files_max
-        return await self._take(Deadline(timeout))
+        return await self._take(partial(self._receive_now, size, files_max), Deadline(timeout))
 
-    def _take_now(self) -> Datagram | None:
-        received = self._mailbox.receive_now(self._size, self._files_max)
+    def _receive_now(self, size: int, files_max: int) -> Datagram | None:
+        received = self._mailbox.receive_now(size, files_max)
         return received and Datagram(self._mailbox, *received)
 
     async def __aiter__(self) -> AsyncIterator[Datagram]:
@@ -95,5 +93,4 @@ class DatagramListener(Listening[Datagram]):
     ) -> None:
         """Handle every datagram in a task of its own, until told to end; otherwise as `Listener.serve`."""
         check_files_max(files_max)
-        self._size, self._files_max = size, files_max
-        await Server(self, handler, drain, handlers_max).run()
+        await Server(self, partial(self._receive_now, size, files_max), handler, drain, handlers_max).run()

@@ -37,9 +37,9 @@ class Listener(Listening[Connection]):
 
     async def accept(self, *, timeout: float | None = None) -> Connection:
         """Wait for a client that the policy admits; see `samehost.Listener.accept`."""
-        return await self._take(Deadline(timeout))
+        return await self._take(self._accept_now, Deadline(timeout))
 
-    def _take_now(self) -> Connection | None:
+    def _accept_now(self) -> Connection | None:
         accepted = self._acceptor.accept_now()
         return accepted and Connection(*accepted, self.address, self._acceptor.type)
 
@@ -66,8 +66,11 @@ class Listener(Listening[Connection]):
         """Serve every client at once, each in a task of its own, until told to end; see `samehost.Listener.serve`.
 
         After the drain time the handlers are cancelled. Cancelling this call cancels them at once.
+
+        A signal ends every `serve` of the main thread's loop, and does what `loop.add_signal_handler` was told, if
+        anything. A second one ends the process by its default action, which a shell shows as 128 + its number.
         """
-        await Server(self, handler, drain, connections_max).run()
+        await Server(self, self._accept_now, handler, drain, connections_max).run()
 
 
 @overload

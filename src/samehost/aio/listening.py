@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import warnings
 from typing import TYPE_CHECKING, Generic
 
@@ -9,12 +10,13 @@ from samehost import limits
 from samehost.aio.waiting import Readable, Waiters
 from samehost.errors import DeadlineExceeded, ListenerClosed
 from samehost.kernel.closing import AsyncClosable
+from samehost.kernel.deadline import Deadline
 from samehost.kernel.keeper import Taken
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from socket import socket
 
-    from samehost.kernel.deadline import Deadline
     from samehost.kernel.keeper import Keeper
 
 
@@ -30,6 +32,7 @@ class Listening(AsyncClosable, Generic[Taken]):
         self._changed = Waiters()
         self._is_closed = False
         self._is_stopping = False
+        self._next_check = Deadline(limits.PATH_CHECK_SECONDS)
 
     @property
     def address(self) -> str:
@@ -43,10 +46,18 @@ class Listening(AsyncClosable, Generic[Taken]):
 
     def check_path(self) -> None:
         """Look whether the path still leads here; see `samehost.Listener.check_path`."""
+        self._check_open()
         self._keeper.check_path()
         if self._readable.socket is not self.socket:  # the path was bound again: every task that waits moves over
             self._readable.stop()
             self._readable = Readable(self.socket)
+
+    def _look_after_path(self) -> float:
+        """Check the path when it is time to; the seconds until the next time."""
+        if self._next_check.left() == 0:
+            self._next_check = Deadline(limits.PATH_CHECK_SECONDS)
+            self.check_path()
+        return self._next_check.left()
 
     def close(self) -> None:
         """Remove the path, stop listening, and wake every task that waits; a second time does nothing."""
@@ -64,36 +75,36 @@ class Listening(AsyncClosable, Generic[Taken]):
         self._readable.wake()
         self._changed.wake()
 
-    def _take_now(self) -> Taken | None:
-        """Take one client or message. Raises BlockingIOError when none is there; None means to rest and look again."""
-        raise NotImplementedError
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise ListenerClosed(f"the listener on {self.address} is closed")
 
     @property
     def _pause(self) -> float:
-        """Seconds to rest when `_take_now` gave None."""
+        """Seconds to rest when there was nobody to take for another reason than that nobody came."""
         return 0.0
 
-    async def _take(self, deadline: Deadline) -> Taken:
-        """Wait for one client or message."""
-        while True:
-            if self._is_closed or self._is_stopping:
-                raise ListenerClosed(f"the listener on {self.address} is closed")
+    async def _take(self, take: Callable[[], Taken | None], deadline: Deadline) -> Taken:
+        """Wait for one client or message.
+
+        Args:
+            take: takes one at once. Raises BlockingIOError when none is there; None means to rest and look again.
+            deadline: the end of it.
+        """
+        await asyncio.sleep(0)  # let others run, however many come; before, as to be cancelled after would lose one
+        while not self._is_closed and not self._is_stopping:
+            seconds = self._look_after_path()
             try:
-                taken = self._take_now()
+                taken = take()
             except BlockingIOError:
-                await self._wait(deadline)
+                self._check_deadline(deadline)
+                await self._readable.wait(min(seconds, deadline.left()))
             else:
                 if taken is not None:
                     return taken
                 self._check_deadline(deadline)
-                await self._changed.wait(min(self._pause, deadline.left()))  # 0 lets other tasks run
-
-    async def _wait(self, deadline: Deadline) -> None:
-        """Wait until something may be there to take, looking after the path meanwhile."""
-        self._check_deadline(deadline)
-        seconds = min(limits.PATH_CHECK_SECONDS, deadline.left())
-        if not await self._readable.wait(seconds) and not self._is_closed:
-            self.check_path()
+                await self._changed.wait(min(self._pause, seconds, deadline.left()))  # 0 lets other tasks run
+        raise ListenerClosed(f"the listener on {self.address} was closed")
 
     def _check_deadline(self, deadline: Deadline) -> None:
         if deadline.left() == 0:

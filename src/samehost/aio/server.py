@@ -7,10 +7,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import os
 import signal
 import threading
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING, Generic
+from typing import TYPE_CHECKING, Any, Generic
 
 from samehost import limits
 from samehost.aio.connection import Connection
@@ -20,6 +21,7 @@ from samehost.kernel.keeper import Taken, handlers_that_fit
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
+    from types import FrameType
 
     from samehost.aio.listening import Listening
 
@@ -31,26 +33,35 @@ class Server(Generic[Taken]):
 
     Args:
         listener: where clients or messages come from; closed at the end.
+        take: takes one from it; see `Listening._take`.
         handler: called with each, in its own task.
         drain: seconds that handlers get once told to end.
         handlers_max: handlers that run at a time.
     """
 
     def __init__(
-        self, listener: Listening[Taken], handler: Callable[[Taken], Awaitable[object]], drain: float, handlers_max: int
+        self,
+        listener: Listening[Taken],
+        take: Callable[[], Taken | None],
+        handler: Callable[[Taken], Awaitable[object]],
+        drain: float,
+        handlers_max: int,
     ) -> None:
+        Deadline(drain)  # says so if it is no number of seconds
+        listener._check_open()
         self._listener = listener
+        self._take = take
         self._handler = handler
         self._drain_seconds = drain
         self._handlers_max = handlers_that_fit(handlers_max)
         self._running: dict[asyncio.Task[None], Taken] = {}
+        self._is_full_reported = False
         self._signal: signal.Signals | None = None
         self._ending: Deadline | None = None
-        Deadline(drain)  # says so if it is no number of seconds
 
     async def run(self) -> None:
         """Serve until told to end, then drain."""
-        with self._signals(asyncio.get_running_loop()):
+        with _signals.reaching(self):
             try:
                 await self._serve()
                 await self._serve_rest()
@@ -63,20 +74,31 @@ class Server(Generic[Taken]):
 
     async def _serve(self) -> None:
         while not self._listener._is_stopping and not self._listener._is_closed:
+            seconds = self._listener._look_after_path()
             if len(self._running) >= self._handlers_max:
-                await self._listener._changed.wait()
+                self._report_full()
+                await self._listener._changed.wait(seconds)
                 continue
             try:
-                taken = self._listener._take_now()
+                taken = self._take()
             except BlockingIOError:
-                await self._listener._wait(Deadline(None))
+                self._is_full_reported = False
+                await self._listener._readable.wait(seconds)
                 continue
             except ListenerClosed:
                 return
             if taken is not None:
                 self._start(taken)
+                await asyncio.sleep(0)  # let others run, however many come
             else:
-                await self._listener._changed.wait(self._listener._pause)
+                await self._listener._changed.wait(min(self._listener._pause, seconds))
+
+    def _report_full(self) -> None:
+        """Say it once, until nobody waits any more."""
+        if not self._is_full_reported:
+            self._is_full_reported = True
+            address, count = self._listener.address, len(self._running)
+            logger.warning("%s is full: %d in progress, further clients wait", address, count)
 
     def _begin_drain(self) -> Deadline:
         """Tell every connection, and count the drain time from the first call on."""
@@ -104,7 +126,7 @@ class Server(Generic[Taken]):
                 await self._listener._changed.wait(deadline.left())
                 continue
             try:
-                taken = self._listener._take_now()
+                taken = self._take()
             except (BlockingIOError, ListenerClosed):
                 return
             if taken is not None:
@@ -150,25 +172,67 @@ class Server(Generic[Taken]):
         if stuck:
             logger.error("%s: %d handlers swallow their cancellation", self._listener.address, len(stuck))
 
+    def _stop(self, number: signal.Signals) -> None:
+        self._signal = number
+        self._listener.stop()
+
+
+class _Signals:
+    """SIGINT and SIGTERM for all servers of the main thread's loop.
+
+    A signal has one handler in a process, so the servers share it: the first one in sets it, and the last one out puts
+    back what was there before. Set by signal(2) and not by `loop.add_signal_handler`, which does not tell what it
+    replaces. `call_soon_threadsafe` wakes the loop; should a signal come in just before the loop goes to sleep, it is
+    noticed when a server next looks after its path.
+    """
+
+    def __init__(self) -> None:
+        self._servers: list[Server[Any]] = []
+        self._before: dict[signal.Signals, Any] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+
     @contextmanager
-    def _signals(self, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
-        """Have SIGINT and SIGTERM stop the listener, if this is the loop that signals reach."""
+    def reaching(self, server: Server[Any]) -> Iterator[None]:
+        """Have a signal stop the server, if this is the thread that signals reach."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        previous = {number: signal.getsignal(number) for number in numbers}
-        for number in numbers:
-            loop.add_signal_handler(number, self._on_signal, number)
+        self._servers.append(server)
+        if len(self._servers) == 1:
+            self._set()
         try:
             yield
         finally:
-            for number in numbers:
-                loop.remove_signal_handler(number)
-                signal.signal(number, previous[number] or signal.SIG_DFL)
+            if len(self._servers) == 1:
+                self._put_back()
+            self._servers.remove(server)
 
-    def _on_signal(self, number: signal.Signals) -> None:
-        if self._signal is not None:
-            raise SystemExit(128 + number)
-        self._signal = number
-        self._listener.stop()
+    def _set(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def _put_back(self) -> None:
+        for number, handler in self._before.items():
+            if signal.getsignal(number) == self._on_signal:  # and nobody has set another one meanwhile
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._tell, signal.Signals(number))
+
+    def _tell(self, number: signal.Signals) -> None:
+        if any(server._signal for server in self._servers):
+            self._end_process(number)
+        for server in self._servers:
+            server._stop(number)
+
+    def _end_process(self, number: signal.Signals) -> None:
+        """End at once. An exception would not do: `asyncio.run` then waits for every task, however long it takes."""
+        for server in self._servers:
+            server._listener.close()
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
+        os._exit(128 + number)  # the first process of a container, which no signal ends by default
+
+
+_signals = _Signals()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from samehost import limits
@@ -67,8 +68,6 @@ class DatagramListener(Listening[Datagram]):
     def __init__(self, mailbox: Mailbox) -> None:
         super().__init__(mailbox)
         self._mailbox = mailbox
-        self._size = limits.MESSAGE_BYTES_MAX
-        self._files_max = 0
 
     @property
     def dropped(self) -> int:
@@ -92,11 +91,10 @@ class DatagramListener(Listening[Datagram]):
             ListenerClosed: the listener was closed, before or meanwhile.
         """
         check_files_max(files_max)
-        self._size, self._files_max = size, files_max
-        return self._take(Deadline(timeout))
+        return self._take(partial(self._receive_now, size, files_max), Deadline(timeout))
 
-    def _take_locked(self) -> Datagram | None:
-        received = self._mailbox.receive_now(self._size, self._files_max)
+    def _receive_now(self, size: int, files_max: int) -> Datagram | None:
+        received = self._mailbox.receive_now(size, files_max)
         return received and Datagram(self._mailbox, *received)
 
     def __iter__(self) -> Iterator[Datagram]:
@@ -119,5 +117,4 @@ class DatagramListener(Listening[Datagram]):
     ) -> None:
         """Handle every datagram in a thread of its own, until told to end; otherwise as `Listener.serve`."""
         check_files_max(files_max)
-        self._size, self._files_max = size, files_max
-        Server(self, handler, drain, handlers_max).run()
+        Server(self, partial(self._receive_now, size, files_max), handler, drain, handlers_max).run()

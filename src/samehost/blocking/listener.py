@@ -48,9 +48,9 @@ class Listener(Listening[Connection]):
             DeadlineExceeded: nobody came in time.
             ListenerClosed: the listener was closed, before or meanwhile.
         """
-        return self._take(Deadline(timeout))
+        return self._take(self._accept_now, Deadline(timeout))
 
-    def _take_locked(self) -> Connection | None:
+    def _accept_now(self) -> Connection | None:
         accepted = self._acceptor.accept_now()
         return accepted and Connection(*accepted, self.address, self._acceptor.type)
 
@@ -81,12 +81,18 @@ class Listener(Listening[Connection]):
         `drain` seconds to finish. After that their connections are cut. A second signal ends the process at once, with
         exit code 128 + its number. The listener is closed when this returns.
 
+        Signals reach the main thread only, and so only one of several `serve` in a process. Those in other threads end
+        with `stop`.
+
         Args:
             handler: called with each connection, which is closed when it returns. What it raises is logged.
             drain: seconds.
             connections_max: connections served at a time, lowered to 3/4 of RLIMIT_NOFILE; others wait in the backlog.
+
+        Raises:
+            ListenerClosed: the listener was closed before.
         """
-        Server(self, handler, drain, connections_max).run()
+        Server(self, self._accept_now, handler, drain, connections_max).run()
 
 
 @overload

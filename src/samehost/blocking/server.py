@@ -9,7 +9,6 @@ poll(2) on the listener, its switch, and a switch that finishing handlers set.
 from __future__ import annotations
 
 import logging
-import math
 import signal
 import socket
 import threading
@@ -39,21 +38,30 @@ class Server(Generic[Taken]):
 
     Args:
         listener: where clients or messages come from; closed at the end.
+        take: takes one from it; see `Listening._take_now`.
         handler: called with each, in its own thread.
         drain: seconds that handlers get once told to end.
         handlers_max: handlers that run at a time.
     """
 
     def __init__(
-        self, listener: Listening[Taken], handler: Callable[[Taken], object], drain: float, handlers_max: int
+        self,
+        listener: Listening[Taken],
+        take: Callable[[], Taken | None],
+        handler: Callable[[Taken], object],
+        drain: float,
+        handlers_max: int,
     ) -> None:
         Deadline(drain)  # says so if it is no number of seconds
+        listener._check_open()
         self._listener = listener
+        self._take = take
         self._handler = handler
         self._drain_seconds = drain
         self._handlers_max = handlers_that_fit(handlers_max)
         self._running: dict[threading.Thread, Taken] = {}
         self._ended: deque[threading.Thread] = deque()
+        self._is_full_reported = False
         self._finished = Wake()
         self._signal: signal.Signals | None = None
         self._second_signal: signal.Signals | None = None
@@ -89,18 +97,28 @@ class Server(Generic[Taken]):
 
     def _serve(self) -> None:
         while not self._listener._is_stopping and not self._listener._is_closed:
+            seconds = self._listener._look_after_path()
             if self._is_full():
-                wait_for((self._finished, READ), (self._listener._wake, READ), seconds=math.inf)
+                self._report_full()
+                wait_for((self._finished, READ), (self._listener._wake, READ), seconds=seconds)
                 continue
             try:
-                taken = self._listener._take_now()
+                taken = self._listener._take_now(self._take)
             except BlockingIOError:
-                self._listener._wait(Deadline(None))
+                self._is_full_reported = False
+                self._listener._wait(seconds)
                 continue
             if taken is not None:
                 self._start(taken)
             else:
-                wait_for((self._listener._wake, READ), seconds=self._listener._pause)
+                self._listener._rest(seconds)
+
+    def _report_full(self) -> None:
+        """Say it once, until nobody waits any more."""
+        if not self._is_full_reported:
+            self._is_full_reported = True
+            address, count = self._listener.address, len(self._running)
+            logger.warning("%s is full: %d in progress, further clients wait", address, count)
 
     def _drain_deadline(self) -> Deadline:
         """The end of the drain time, which runs from the first call on."""
@@ -128,7 +146,7 @@ class Server(Generic[Taken]):
                 wait_for((self._finished, READ), seconds=min(self._end_quiet_ones(), deadline.left()))
                 continue
             try:
-                taken = self._listener._take_now()
+                taken = self._listener._take_now(self._take)
             except BlockingIOError:
                 return
             if taken is not None:

@@ -11,6 +11,7 @@ import io
 import os
 import sys
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from samehost import __version__
 from samehost.errors import (
@@ -22,6 +23,9 @@ from samehost.errors import (
     Unavailable,
     UsageError,
 )
+
+if TYPE_CHECKING:
+    from typing import TextIO
 
 COMMANDS = {
     "listen": "a plain server: prints what arrives, and answers",
@@ -53,10 +57,12 @@ def main(arguments: list[str] | None = None) -> int:
         code = _run(sys.argv[1:] if arguments is None else arguments)
         sys.stdout.flush()
     except OSError as error:
-        # Python would complain about it once more while closing standard output.
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return code or _failed(error)
+        _discard(sys.stdout)
+        code = code or _failed(error)
+    try:
+        sys.stderr.flush()
+    except OSError:  # there is nowhere left to say so, and the exit code still tells
+        _discard(sys.stderr)
     return code
 
 
@@ -70,8 +76,8 @@ def _run(words: list[str]) -> int:
         return OK
     if name not in COMMANDS:
         return _complain(f"there is no command {name!r}: choose one of {', '.join(COMMANDS)}", USAGE)
-    command = import_module(f"samehost.cli.{name}")
     try:
+        command = import_module(f"samehost.cli.{name}")
         code: int = command.run(command.parser().parse_args(words[1:]))
     except Error as error:
         return _complain(str(error), next(code for kind, code in _EXIT_CODES if isinstance(error, kind)))
@@ -83,13 +89,24 @@ def _run(words: list[str]) -> int:
 
 
 def _prepare_streams() -> None:
-    """Open what the caller has closed, and never fail over a character that standard output cannot show."""
+    """Open what the caller has closed, and never fail over a character that standard output cannot show.
+
+    Standard error is kept back until it is flushed, so that nothing that writes to it fails because it is full.
+    """
     # In the order of their numbers: open takes the lowest that is free.
     sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115 - for as long as the process lives
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stderr, io.TextIOWrapper):
+        sys.stderr.reconfigure(line_buffering=False, write_through=False)
+
+
+def _discard(stream: TextIO) -> None:
+    """Drop what could not be written, which Python would try, and complain about, once more at its end."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _failed(error: OSError) -> int:
@@ -100,7 +117,9 @@ def _failed(error: OSError) -> int:
 
 
 def _complain(message: str, code: int) -> int:
-    print(f"samehost: {message}", file=sys.stderr)
+    from samehost.kernel.owners import printable
+
+    print(f"samehost: {printable(message)}", file=sys.stderr)
     return code
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+from typing import NoReturn
 
 from samehost.errors import PolicyError
 from samehost.peer import ANYONE, Policy, allow
@@ -12,6 +13,7 @@ from samehost.peer import ANYONE, Policy, allow
 _BYTES_MAX = 1 << 30
 _TYPES = ("stream", "datagram", "seqpacket")
 _CONDITION = re.compile(r"(?P<key>uid|gid|user|group)=(?P<value>.+)")
+_KINDS = {"uid": "users", "user": "users", "gid": "groups", "group": "groups"}
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
@@ -25,9 +27,22 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, width=min(columns, 120) - 2)
 
 
-def new_parser(name: str, description: str) -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """The arguments of one subcommand. What was typed, perhaps by a glob, is repeated only as text safe to print."""
+
+    def __init__(self, name: str, description: str, epilog: str | None = None) -> None:
+        super().__init__(prog=f"samehost {name}", description=description, epilog=epilog, formatter_class=_Formatter)
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong, and end with exit code 2."""
+        from samehost.kernel.owners import printable
+
+        super().error(printable(message))
+
+
+def new_parser(name: str, description: str) -> Parser:
     """A parser for one subcommand, with its address."""
-    parser = argparse.ArgumentParser(prog=f"samehost {name}", description=description, formatter_class=_Formatter)
+    parser = Parser(name, description)
     parser.add_argument("address", metavar="ADDRESS", help="a path, @abstract, fd:N or a service name")
     return parser
 
@@ -71,17 +86,21 @@ def policy(text: str) -> Policy:
     """A policy: `anyone`, or conditions that must hold together, as in `user=alice` or `uid=1000,group=staff`."""
     if text == "anyone":
         return ANYONE
-    conditions: dict[str, list[str]] = {}
+    conditions: dict[str, str] = {}
     for part in text.split(","):
         if (match := _CONDITION.fullmatch(part.strip())) is None:
             raise argparse.ArgumentTypeError(
                 f"{part!r} is not a condition: uid=N, gid=N, user=NAME or group=NAME, joined by commas; or anyone"
             )
-        conditions.setdefault(match["key"], []).append(match["value"])
+        kind = _KINDS[match["key"]]
+        if kind in (_KINDS[key] for key in conditions):
+            # All conditions of a policy have to hold, and `allow` would take one of these for enough.
+            raise argparse.ArgumentTypeError(f"two {kind} in one policy: repeat the option to admit either")
+        conditions[match["key"]] = match["value"]
     try:
         return allow(
-            uid=_numbers(conditions.get("uid")),
-            gid=_numbers(conditions.get("gid")),
+            uid=_number(conditions.get("uid")),
+            gid=_number(conditions.get("gid")),
             user=conditions.get("user"),
             group=conditions.get("group"),
         )
@@ -89,13 +108,12 @@ def policy(text: str) -> Policy:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def _numbers(values: list[str] | None) -> list[int] | None:
-    if values is None:
+def _number(value: str | None) -> int | None:
+    if value is None:
         return None
-    for value in values:
-        if not (value.isascii() and value.isdigit()):
-            raise argparse.ArgumentTypeError(f"{value!r} is not a number: for a name, use user= or group=")
-    return [int(value) for value in values]
+    if not (value.isascii() and value.isdigit()):
+        raise argparse.ArgumentTypeError(f"{value!r} is not a number: for a name, use user= or group=")
+    return int(value)
 
 
 class AddPolicy(argparse.Action):

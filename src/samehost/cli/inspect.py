@@ -7,15 +7,16 @@ by whoever runs a process, so whatever a terminal might obey is escaped first.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from typing import TYPE_CHECKING
 
+from samehost.cli.arguments import Parser
 from samehost.inspect import inspect
 from samehost.kernel.owners import printable
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Iterator
 
     from rich.console import Console, RenderableType
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from samehost.inspect import Connection, FileFacts, Report, Socket
 
 EXIT_UNAVAILABLE = 69  # EX_UNAVAILABLE of sysexits
+
+OPEN = ("connected", "half-closed", "sending")  # the states of a connection whose two ends are there
 
 UNKNOWN = "?"
 NONE = "-"
@@ -54,9 +57,9 @@ COLUMNS = (
 
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    made = argparse.ArgumentParser(
-        prog="samehost inspect",
-        description="Show who holds a UNIX domain socket and who is connected to it: both ends, "
+    made = Parser(
+        "inspect",
+        "Show who holds a UNIX domain socket and who is connected to it: both ends, "
         "with pid, command, user and descriptor, their queues and the backlog.",
         epilog="Run as root to see the processes of other users. Exit code 69: nobody is bound to the address.",
     )
@@ -104,7 +107,7 @@ def _remarks(report: Report) -> Iterator[str]:
     if report.state == "unknown":
         yield f"whether anybody is bound to the address {_unknown(report)}"
     if count := sum(one.backlog_waiting or 0 for one in report.sockets if _is_unlisted(one, report)):
-        yield f"{count} waiting client{'s' if count > 1 else ''} could not be listed: the kernel tells only their number"
+        yield f"{count} waiting client{'s' if count > 1 else ''} could not be listed: there are too many"
     for one in report.namesakes:
         held = ", ".join(_held_by(one))
         yield (f"another socket (inode {one.inode}, {held}) was bound under this path: its own file is {_place(one)}")
@@ -340,7 +343,7 @@ def _print_host(report: Report, console: Console) -> None:
     for column in ("Address", "Type", "State", "Connected", "Waiting", "Held by"):
         right = column in ("Connected", "Waiting")
         table.add_column(column, justify="right" if right else "left", overflow="fold", no_wrap=right)
-    counts = Counter(one.bound_inode for one in report.connections if one.near.state != "listening")
+    counts = Counter(one.bound_inode for one in report.connections if one.state in OPEN)
     shown = [one for one in report.sockets if one.address is not None]
     for one in shown:
         note = "" if one.place in (None, "present") else f" ({_place(one)})"
@@ -355,6 +358,7 @@ def _print_host(report: Report, console: Console) -> None:
             _text(*_held_by(one, form="{} {} ({})")),
         )
     console.print(table)
+    console.print()
     pairs = sum(
         1
         for connection in report.connections

@@ -1,28 +1,39 @@
 """`samehost listen`: a plain server. Prints what arrives, and answers."""
 
+# ruff: noqa: SLF001 - what it prints first is part of its start, which a signal may end
+
 from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
+import resource
 import signal
 import stat
 import subprocess
+import sys
 import threading
+from collections import deque
 from typing import TYPE_CHECKING
 
 from samehost import limits
+from samehost.address import parse
+from samehost.blocking.connection import Connection
 from samehost.blocking.datagrams import Datagram, DatagramListener
 from samehost.blocking.listener import listen
+from samehost.blocking.waiting import READ, WRITE, wait_for
 from samehost.cli.arguments import AddPolicy, add_type, byte_count, file_mode, group, new_parser, policy, seconds
-from samehost.cli.output import one_line
+from samehost.cli.output import Diagnostics, one_line
 from samehost.errors import Error, UsageError
+from samehost.kernel.claim import Request
+from samehost.kernel.mailbox import Mailbox
+from samehost.kernel.messages import close_all
 
 if TYPE_CHECKING:
     import argparse
     from types import FrameType
 
-    from samehost.blocking.connection import Connection
     from samehost.blocking.listener import Listener
     from samehost.kernel.files import File
     from samehost.peer import Peer
@@ -38,6 +49,9 @@ packet) is printed and answered; a conversation goes on until the client ends it
 The first SIGINT or SIGTERM ends it gracefully: the socket is removed and conversations may finish."""
 
 REPLY = "Message received successfully"
+
+_COMMANDS_MAX = 256
+"""Commands of --exec that run at a time; further ones wait."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -90,35 +104,46 @@ def parser() -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until a signal. Raises the errors of `samehost.listen`."""
-    logging.basicConfig(format="samehost: %(message)s", level=logging.INFO)
+    logging.basicConfig(format="samehost: %(message)s", level=logging.INFO, handlers=[Diagnostics()])
     answers = _Answers(arguments)
     ending = _Ending()
-    with listen(
-        arguments.address,
-        arguments.type,
-        mode=arguments.mode,
-        group=arguments.group,
-        allow=arguments.allow,
-        backlog=arguments.backlog,
-    ) as listener:
-        ending.listener = listener
-        _print(f"Listening on {listener.address}")
+    with _listen(arguments) as listener:
+        ending.stops(listener)
+        _announce(listener)
         try:
             _serve(listener, answers, arguments)
         finally:
+            ending.is_over()
             answers.end()
     return 0
 
 
-def _serve(listener: Listener | DatagramListener, answers: _Answers, arguments: argparse.Namespace) -> None:
+def _listen(arguments: argparse.Namespace) -> Listener | _DatagramsInOrder:
+    mode, group, backlog = arguments.mode, arguments.group, arguments.backlog
+    if arguments.type == "datagram":
+        request = Request(parse(arguments.address), arguments.type, mode, group, backlog)
+        return _DatagramsInOrder(Mailbox(request, arguments.allow))
+    listener: Listener = listen(arguments.address, arguments.type, mode, group, arguments.allow, backlog)
+    return listener
+
+
+def _announce(listener: Listener | DatagramListener) -> None:
+    """Say that it listens; but a signal ends the wait for somebody to read that, as it could not end a write."""
+    wait_for((sys.stdout, WRITE), (listener._wake, READ), seconds=math.inf)
+    if not listener._is_stopping:
+        _print(f"Listening on {listener.address}")
+
+
+def _serve(listener: Listener | _DatagramsInOrder, answers: _Answers, arguments: argparse.Namespace) -> None:
     lost: list[_OutputLost] = []
 
     def handle(client: Connection | Datagram) -> None:
         try:
-            if isinstance(client, Datagram):
-                _answer_datagram(client, answers)
-            else:
+            if isinstance(client, Connection):
                 _converse(client, answers, arguments.max_bytes, close=arguments.close)
+            elif isinstance(listener, _DatagramsInOrder):
+                listener.report()
+                _answer_datagram(client, answers)
         except _OutputLost as error:
             lost.append(error)
             listener.stop()
@@ -133,17 +158,53 @@ def _serve(listener: Listener | DatagramListener, answers: _Answers, arguments: 
 
 
 class _Ending:
-    """What a signal does before `serve` takes over, so that none finds us with a socket and no way to remove it."""
+    """What a signal does before `serve` takes over: it never interrupts the claiming of an address half-way."""
+
+    _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self) -> None:
-        self.listener: Listener | DatagramListener | None = None
-        for number in (signal.SIGINT, signal.SIGTERM):
+        self.is_due = False
+        self._listener: Listener | DatagramListener | None = None
+        for number in self._SIGNALS:
             signal.signal(number, self._on_signal)
 
+    def stops(self, listener: Listener | DatagramListener) -> None:
+        """Have a signal stop this listener, also if it has come already."""
+        self._listener = listener
+        if self.is_due:
+            listener.stop()
+
+    def is_over(self) -> None:
+        """From here on a signal ends the process, whatever that is still waiting for."""
+        for number in self._SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.listener is None:
-            raise SystemExit(0)
-        self.listener.stop()
+        self.is_due = True
+        if self._listener is not None:
+            self._listener.stop()
+
+
+class _DatagramsInOrder(DatagramListener):
+    """Datagrams are handled in a thread each, and yet printed in the order in which they arrived."""
+
+    def __init__(self, mailbox: Mailbox) -> None:
+        super().__init__(mailbox)
+        self._arrived: deque[Datagram] = deque()
+        self._reporting = threading.Lock()
+
+    def _receive_now(self, size: int, files_max: int) -> Datagram | None:
+        datagram = super()._receive_now(size, files_max)
+        if datagram is not None:
+            self._arrived.append(datagram)
+        return datagram
+
+    def report(self) -> None:
+        """Print all that have arrived and are not printed yet."""
+        with self._reporting:
+            while self._arrived:
+                _report(self._arrived[0].data, self._arrived[0].files)
+                self._arrived.popleft()
 
 
 def _converse(connection: Connection, answers: _Answers, size: int, *, close: bool) -> None:
@@ -160,7 +221,6 @@ def _converse(connection: Connection, answers: _Answers, size: int, *, close: bo
 
 
 def _answer_datagram(datagram: Datagram, answers: _Answers) -> None:
-    _report(datagram.data, datagram.files)
     reply = answers.to(datagram.data, datagram.peer)
     if datagram.sender is None:
         logger.info("no reply to %s: its socket has no address", datagram.peer)
@@ -169,10 +229,11 @@ def _answer_datagram(datagram: Datagram, answers: _Answers) -> None:
 
 
 def _report(message: bytes, files: list[File]) -> None:
-    _print(f"Received: {one_line(message)}")
-    for file in files:
-        with file:
-            _print(f"Received file: {_describe(file)}")
+    try:
+        descriptions = [_describe(file) for file in files if not file.closed]
+    finally:
+        close_all(files)
+    _print(f"Received: {one_line(message)}", *(f"Received file: {description}" for description in descriptions))
 
 
 def _describe(file: File) -> str:
@@ -186,13 +247,25 @@ class _OutputLost(Error):
     """What arrives cannot be printed, so the server has no purpose any more."""
 
 
-def _print(line: str) -> None:
-    """Print one line at once."""
+def _print(*lines: str) -> None:
+    """Print lines at once. Past Python's buffer, whose lock would keep the process from ending while nobody reads."""
+    rest = "".join(f"{line}\n" for line in lines).encode(sys.stdout.encoding, "backslashreplace")
     try:
         with _printing:
-            print(line, flush=True)
+            while rest:
+                rest = rest[os.write(sys.stdout.fileno(), rest) :]
     except OSError as error:
         raise _OutputLost(f"this server ends, because it cannot print any more: {error.strerror}") from error
+
+
+def _commands_that_fit() -> int:
+    """How many commands to run at a time: each takes up to four descriptors, of the quarter of RLIMIT_NOFILE that
+    connections leave.
+    """
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return _COMMANDS_MAX
+    return max(1, min(_COMMANDS_MAX, int(soft * (1 - limits.DESCRIPTOR_SHARE_MAX) / 4)))
 
 
 class _Answers:
@@ -205,6 +278,7 @@ class _Answers:
         self._line = os.fsencode(arguments.reply) + b"\n"
         self._children: set[subprocess.Popen[bytes]] = set()
         self._starting = threading.Lock()
+        self._places = threading.Semaphore(_commands_that_fit())
         self._is_over = False
         if self._file is not None:
             self._read_file()
@@ -247,7 +321,7 @@ class _Answers:
         return child
 
     def _execute(self, command: str, message: bytes, peer: Peer) -> bytes:
-        with self._start(command, peer) as child:
+        with self._places, self._start(command, peer) as child:
             try:
                 reply, _ = child.communicate(message)
             finally:

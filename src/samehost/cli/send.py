@@ -19,7 +19,7 @@ from samehost.kernel.deadline import Deadline
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from samehost.blocking.connection import Connection
 
@@ -68,16 +68,51 @@ def run(arguments: argparse.Namespace) -> int:
                 arguments.address, arguments.type, wait=arguments.wait, timeout=arguments.timeout, trust=arguments.trust
             )
         )
-        print_reply = _ignore if arguments.no_reply else _print
-        if arguments.type == "stream":
-            _send_stream(connection, data, files, deadline, print_reply)
-        else:
-            connection.sendall(data, files, timeout=deadline.left())
-        if arguments.type != "datagram":
-            connection.shutdown(socket.SHUT_WR)
-        if not arguments.no_reply:
-            _receive(connection, deadline)
+        reply = None if arguments.no_reply else _Reply()
+        try:
+            _exchange(connection, data, files, deadline, reply)
+        except ConnectionClosed as error:
+            raise _explained(error, connection, reply) from error
+        if reply and not reply.has_begun and connection.type != "datagram" and sys.stderr.isatty():
+            print(f"samehost: {connection.address} ended the connection without a reply", file=sys.stderr)
     return 0
+
+
+class _Reply:
+    """What comes back, printed as it comes."""
+
+    has_begun = False
+
+    def print(self, piece: bytes) -> None:
+        self.has_begun = self.has_begun or bool(piece)
+        sys.stdout.buffer.write(piece)
+        sys.stdout.buffer.flush()
+
+
+def _exchange(
+    connection: Connection, data: bytes, files: Sequence[BinaryIO], deadline: Deadline, reply: _Reply | None
+) -> None:
+    if connection.type == "stream":
+        _send_stream(connection, data, files, deadline, reply)
+    else:
+        connection.sendall(data, files, timeout=deadline.left())
+    if connection.type != "datagram":
+        connection.shutdown(socket.SHUT_WR)
+    if reply:
+        _receive(connection, deadline, reply)
+
+
+def _explained(error: ConnectionClosed, connection: Connection, reply: _Reply | None) -> ConnectionClosed:
+    """The same error, with who ended the connection, and what a client that is refused is not told."""
+    if connection.type == "datagram":
+        return error
+    reason = error.__cause__.strerror if isinstance(error.__cause__, OSError) else str(error)
+    if reply and reply.has_begun:
+        return ConnectionClosed(f"{connection.address} ended the connection in the middle ({reason})")
+    before = "it answered" if reply else "it had all of the message"
+    return ConnectionClosed(
+        f"{connection.address} ended the connection before {before} ({reason}): it may not admit uid {os.geteuid()}"
+    )
 
 
 def _send_stream(
@@ -85,7 +120,7 @@ def _send_stream(
     data: bytes,
     files: Sequence[BinaryIO],
     deadline: Deadline,
-    print_reply: Callable[[bytes], object],
+    reply: _Reply | None,
 ) -> None:
     """Send all, and meanwhile print what comes: a server that answers as it reads would otherwise wait for us for ever,
     and we for it.
@@ -101,8 +136,8 @@ def _send_stream(
         except BlockingIOError:
             pass
         except ConnectionClosed:
-            if print_reply is _print:
-                _receive(connection, deadline)  # it answered before it left
+            if reply:
+                _receive(connection, deadline, reply)  # it answered before it left
             raise
         if not wait_for((connection.socket, events), seconds=deadline.left()):
             raise DeadlineExceeded(
@@ -111,36 +146,31 @@ def _send_stream(
             )
         if events & READ:
             with suppress(BlockingIOError):
-                reply, _ = connection._receive_now(limits.MESSAGE_BYTES_MAX, 0)
-                print_reply(reply)
-                events = READ | WRITE if reply else WRITE
+                piece, _ = connection._receive_now(limits.MESSAGE_BYTES_MAX, 0)
+                if reply:
+                    reply.print(piece)
+                events = READ | WRITE if piece else WRITE
 
 
-def _receive(connection: Connection, deadline: Deadline) -> None:
+def _receive(connection: Connection, deadline: Deadline, reply: _Reply) -> None:
     while True:
         try:
-            reply = connection.recv(timeout=deadline.left())
+            piece = connection.recv(timeout=deadline.left())
         except DeadlineExceeded as error:
             raise DeadlineExceeded(
                 f"{connection.address} did not {'end its' if connection.type == 'stream' else 'send a'} reply within "
                 f"{deadline.timeout:g} s"
             ) from error
-        _print(reply)
-        if not reply or connection.type != "stream":
+        reply.print(piece)
+        if not piece or connection.type != "stream":
             return
 
 
-def _print(reply: bytes) -> None:
-    sys.stdout.buffer.write(reply)
-    sys.stdout.buffer.flush()
-
-
-def _ignore(reply: bytes) -> None:
-    """What --no-reply does with a reply."""
-
-
 def _open(path: str) -> BinaryIO:
+    """Open it without waiting for anybody, such as the writer of a fifo; reading it waits, as one expects."""
     try:
-        return open(path, "rb")
+        file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
     except OSError as error:
         raise UsageError(f"cannot open {path}: {error.strerror}") from error
+    os.set_blocking(file.fileno(), True)
+    return file

@@ -99,9 +99,7 @@ def is_bound_to(row: UnixSocket, file: FileIdentity) -> bool:
 
 
 def _leads_to(name: bytes | None, file: FileIdentity) -> bool:
-    """Whether an absolute name leads, from here, to the file. Names in /proc/self mean their own
-    process's files.
-    """
+    """Whether an absolute name leads, from here, to the file. One in /proc/self means its own process's files."""
     if name is None or not name.startswith(b"/") or name.startswith(b"/proc/self/"):
         return False
     try:
@@ -121,16 +119,14 @@ def owners_of_file(device: int, inode: int) -> list[Process]:
     Returns:
         Accepted connections count only when nobody holds the bound socket itself. A socket whose
         holder cannot be seen is a Process with pid 0, an empty command and the uid that made it
-        (sock_diag(7)). Empty when no socket can be
-        seen: it may belong to another network namespace.
+        (sock_diag(7)). Empty when no socket can be seen: it may belong to another network
+        namespace.
     """
     return _owners(row for row in _dump() if _is_bound_to_status(row, device, inode))
 
 
 def _is_bound_to_status(row: UnixSocket, device: int, inode: int) -> bool:
-    """As is_bound_to, where there is no path. If the devices differ, the bound name has to lead to
-    the file.
-    """
+    """As is_bound_to, where there is no path. If the devices differ, the bound name has to lead to the file."""
     if row.file is None or row.file[1] != inode & _INODE_MASK:
         return False
     file = FileIdentity(device, inode, None)
@@ -145,8 +141,7 @@ def _is_bound_to_status(row: UnixSocket, device: int, inode: int) -> bool:
 
 
 def owners_of_name(name: bytes) -> list[Process]:
-    """The processes that hold a socket bound to the abstract name, each once, in order of pid; as
-    owners_of_file.
+    """The processes that hold a socket bound to the abstract name; as owners_of_file.
 
     Args:
         name: as in unix(7) and UnixSocket, with its leading NUL.

@@ -63,8 +63,7 @@ def pids() -> Iterator[int]:
 
 
 def holders() -> tuple[dict[int, list[Holder]], int]:
-    """The holders of every socket by the socket's inode number, in order, and how many processes
-    were unreadable.
+    """The holders of every socket by its inode number, in order, and how many processes were unreadable.
 
     Unreadable are processes whose /proc/PID/fd may not be listed, which takes the same user or
     CAP_SYS_PTRACE (ptrace(2)); kernel threads and ended processes, which have no descriptors, do
@@ -155,8 +154,7 @@ def group_name(gid: int) -> str | None:
 
 
 def namespace(pid: int | str, kind: str) -> int | None:
-    """The inode number of a namespace of the process ("self" for one's own): "mnt", "net", …
-    (namespaces(7)).
+    """The inode number of a namespace of the process ("self" for one's own): "mnt", "net", … (namespaces(7)).
 
     None when the process is gone or may not be read.
     """
@@ -167,8 +165,7 @@ def namespace(pid: int | str, kind: str) -> int | None:
 
 
 def lock_holder(device: int, inode: int) -> int | None:
-    """The pid of the process that took a flock(2) lock on the file, from /proc/locks (proc(5));
-    None if none is known.
+    """The pid of the process that took a flock(2) lock on the file (proc(5), /proc/locks), or None.
 
     /proc/locks has the filesystem's own device, which can differ from st_dev (btrfs, overlayfs):
     where only the inode agrees, the process is named only if it has that very file open. A process

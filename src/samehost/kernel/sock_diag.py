@@ -158,9 +158,7 @@ def lookup(inode: int, network_namespace: str | None = None) -> UnixSocket | Non
 
 
 def _open(network_namespace: str | None) -> socket.socket:
-    """A netlink socket of the namespace, close-on-exec. A socket stays in the namespace it was made
-    in.
-    """
+    """A netlink socket of the namespace, close-on-exec. A socket stays in the namespace it was made in."""
     if network_namespace is None:
         netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG)
     else:
@@ -200,9 +198,7 @@ def _open_elsewhere(network_namespace: str) -> socket.socket:
 
 
 def _dump(netlink: socket.socket, states: int, show: int) -> dict[int, UnixSocket]:
-    """The table by inode, asked again (a bounded number of times) when the kernel says that it
-    changed meanwhile.
-    """
+    """The table by inode, asked for again, so many times at most, when the kernel says that it changed meanwhile."""
     rows: dict[int, UnixSocket] = {}
     for _ in range(DUMP_ATTEMPTS_MAX):
         rows = {}
@@ -228,8 +224,7 @@ def _exact(netlink: socket.socket, inode: int, show: int) -> UnixSocket | None:
 
 
 def _pending(netlink: socket.socket, inode: int) -> tuple[int, ...]:
-    """The clients in a listener's backlog; empty when it is gone or its list exceeds what the
-    kernel can send.
+    """The clients in a listener's backlog; empty when it is gone or its list exceeds what the kernel can send.
 
     The exact request carries about two thousand of them, then answers EMSGSIZE; a dump of the
     listeners carries about eight thousand, once the kernel has seen on this netlink socket how much
@@ -245,9 +240,7 @@ def _pending(netlink: socket.socket, inode: int) -> tuple[int, ...]:
 
 
 def _ask(netlink: socket.socket, flags: int, inode: int, states: int, show: int) -> Iterator[UnixSocket]:
-    """Sends one request and yields the rows of its answer, with a larger buffer if one was too
-    small.
-    """
+    """Sends one request and yields the rows of its answer, with a larger buffer if one was too small."""
     size = ANSWER_BYTES_START
     while True:
         sequence = _send(netlink, flags, inode, states, show)
@@ -311,9 +304,7 @@ def _receive(netlink: socket.socket, sequence: int, flags: int, size: int) -> It
 
 
 def _drain(netlink: socket.socket, size: int) -> None:
-    """Throws away the rest of an answer; a dump that is under way would make the next request fail
-    with EBUSY.
-    """
+    """Throws away the rest of an answer; a dump that is under way would make the next request fail with EBUSY."""
     netlink.setblocking(False)
     try:
         while True:
@@ -325,9 +316,7 @@ def _drain(netlink: socket.socket, size: int) -> None:
 
 
 def _messages(part: bytes) -> Iterator[tuple[int, int, int, memoryview]]:
-    """(type, flags, sequence, payload) of each message in one part (netlink(7)); stops at the first
-    malformed one.
-    """
+    """(type, flags, sequence, payload) of each message in one part (netlink(7)); a malformed one is an error."""
     view = memoryview(part)
     at = 0
     while at + _message_header.size <= len(view):
@@ -348,9 +337,7 @@ def _raise_for(payload: memoryview) -> None:
 
 
 def _attributes(payload: memoryview) -> dict[int, bytes]:
-    """The attributes after the row's fixed part, by type; a malformed one is an error, never a
-    shorter answer.
-    """
+    """The attributes after the row's fixed part, by type; a malformed one is an error, never a shorter answer."""
     attributes: dict[int, bytes] = {}
     at = _row.size
     while at + _attribute_header.size <= len(payload):
@@ -404,9 +391,7 @@ def _state(kind: int, state: int, peer: int | None) -> str:
 
 
 def _name(attribute: bytes | None) -> bytes | None:
-    """A path arrives with the NUL at its end that bind(2) put there; an abstract name is all its
-    bytes.
-    """
+    """A path arrives with the NUL at its end that bind(2) put there; an abstract name is all its bytes."""
     if not attribute:
         return None
     if attribute[0] == 0:
@@ -415,9 +400,7 @@ def _name(attribute: bytes | None) -> bytes | None:
 
 
 def _file(attribute: bytes | None) -> tuple[int, int] | None:
-    """The kernel's own device number has 12 bits of major before 20 of minor; st_dev is laid out
-    otherwise.
-    """
+    """The kernel's own device number has 12 bits of major before 20 of minor; st_dev is laid out otherwise."""
     if attribute is None or len(attribute) != 8:
         return None
     inode, device = struct.unpack("=II", attribute)

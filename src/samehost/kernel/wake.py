@@ -7,7 +7,11 @@ import os
 
 
 class Wake:
-    """A switch that can be polled. `set` is safe in signal handlers and from any thread."""
+    """A switch that can be polled.
+
+    `set` is safe in signal handlers and from any thread. Who closes it from another one keeps the two apart, because
+    the number of a closed descriptor may already mean another file.
+    """
 
     __slots__ = ("_descriptor",)
 
