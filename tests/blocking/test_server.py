@@ -262,7 +262,7 @@ def test_datagrams_are_handled_at_once_and_to_the_last(place: Path) -> None:
 # Locks
 
 REFUSING = """
-    import logging, os, samehost, select, signal, sys, threading
+    import logging, os, samehost, select, signal, sys, threading, warnings
     entered, released, ended = threading.Event(), threading.Event(), threading.Event()
     class Slow(logging.Handler):
         "A log that takes its time, in a thread of its own, until the main thread has done what it is at."
@@ -310,7 +310,9 @@ def test_a_child_of_fork_closes_its_copy_whatever_the_parents_threads_hold(place
         if sys.argv[2] == "count":
             threading.Thread(target=hold).start()
             assert holding.wait(20)
-        child = os.fork()
+        with warnings.catch_warnings():  # since 3.12 Python warns of what this test is about
+            warnings.simplefilter("ignore", DeprecationWarning)
+            child = os.fork()
         if not child:
             signal.alarm(5)
             try:
