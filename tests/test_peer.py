@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from samehost import ANYONE, Peer, allow
 from samehost.errors import PolicyError
-from samehost.peer import same_user_or_root
+from samehost.peer import UNKNOWN_ID, same_user_or_root
 
 # Few ids, so that policies and peers often meet.
 ids = st.integers(0, 4)
@@ -162,3 +162,29 @@ def test_a_peer_without_a_pidfd_has_none():
     peer = Peer(0, 0, (), 1)
     assert peer.pidfd is None
     peer.close()
+
+
+@pytest.mark.parametrize("is_gone", [False, True])
+def test_of_two_who_open_the_pidfd_at_once_one_descriptor_stays(is_gone):
+    kept = os.dup(0)
+    surplus = os.dup(0)
+    answers = [kept, None if is_gone else surplus]
+
+    def open_pidfd():
+        if len(answers) == 2:
+            answer = answers.pop()
+            assert peer.pidfd == kept  # as another thread would, between our opening and our keeping it
+            return answer
+        return answers[0]
+
+    peer = Peer(0, 0, (), os.getpid(), open_pidfd)
+    assert peer.pidfd == kept
+    if is_gone:  # the process has ended meanwhile, so there was nothing to open
+        os.close(surplus)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(surplus)
+    peer.close()
+
+
+def test_what_the_kernel_did_not_tell_is_not_shown():
+    assert str(Peer(54321, UNKNOWN_ID, (), 0)) == "uid 54321, pid not visible"
