@@ -3,13 +3,14 @@
 
 PYTHON ?= python3
 LOCK_PYTHON ?= python3.11
+SECONDS ?= 600
 
 BIN := .venv/bin
 # -qq: errors, and not the warnings that a machine's own pip settings bring.
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench lock clean
+.PHONY: help demo test check format bench fuzz lock clean
 
 help:  ## Say what the targets do
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -35,6 +36,10 @@ format: .venv/.dev  ## Format the code and fix what the linter can
 bench: .venv/.dev  ## Measure
 	@$(BIN)/python -m bench $(ARGS)
 
+fuzz: .venv/.fuzz  ## Fuzz the protocol: over a million steps, then each parser for SECONDS (600)
+	@$(BIN)/pytest -q tests/protocol --hypothesis-profile=fuzz $(ARGS)
+	@$(BIN)/python tools/fuzz.py $(SECONDS)
+
 # On the oldest Python, so that the pins fit them all; from the public registry alone, so that the
 # hashes are everybody's.
 lock:  ## Renew requirements/*.txt from *.in (ARGS=--upgrade: newest versions)
@@ -42,7 +47,7 @@ lock:  ## Renew requirements/*.txt from *.in (ARGS=--upgrade: newest versions)
 	  { echo 'The lock is made on Python 3.11: make lock LOCK_PYTHON=...' >&2; exit 1; }
 	@$(LOCK_PYTHON) -m venv --clear build/lock
 	@build/lock/bin/python -m pip install -qq --disable-pip-version-check pip-tools==7.6.2
-	@cd requirements && for name in runtime dev; do \
+	@cd requirements && for name in runtime dev fuzz; do \
 	  env -u PIP_FIND_LINKS -u PIP_EXTRA_INDEX_URL PIP_CONFIG_FILE=/dev/null \
 	    CUSTOM_COMPILE_COMMAND='make lock' ../build/lock/bin/pip-compile --quiet \
 	    --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url \
@@ -71,4 +76,9 @@ $(BIN)/python:
 .venv/.dev: requirements/dev.txt | .venv/.runtime
 	@echo 'Setting up .venv for development'
 	@$(PIP_INSTALL) --require-hashes -r requirements/dev.txt
+	@touch $@
+
+.venv/.fuzz: requirements/fuzz.txt | .venv/.dev
+	@echo 'Setting up .venv for fuzzing'
+	@$(PIP_INSTALL) --require-hashes -r requirements/fuzz.txt
 	@touch $@

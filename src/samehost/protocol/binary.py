@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, ClassVar
 from samehost import limits as bounds
 from samehost.errors import LocalProtocolError, MessageTooLarge, RemoteProtocolError
 from samehost.protocol import codes, frames, preface
-from samehost.protocol.connection import Connection, cut
+from samehost.protocol.book import ID_MAX
+from samehost.protocol.connection import MILLISECONDS_BITS, Connection, cut
 from samehost.protocol.events import Call, Descriptors, Failure, Notification, Payload, Pong, Reply
 from samehost.protocol.states import (
     BOTH_STREAMS,
@@ -42,15 +43,17 @@ if TYPE_CHECKING:
 
 _TOKEN_MAX = 2**32 - 1
 _NOTHING: Descriptors = ()
+_HEADER_BYTES = frames.HEADER_BYTES
+_CALL_HEAD_BYTES = frames.CALL_HEAD.size
+_CALL_FRAME_BYTES = frames.CALL_FRAME.size
+_JOIN_BYTES_MAX = bounds.JOIN_BYTES_MAX
+_UNARY = FIRST_STATES[0]
+_pack_header, _unpack_header = frames.HEADER.pack, frames.HEADER.unpack_from
+_pack_call, _unpack_call = frames.HEADER_AND_TIME.pack, frames.CALL_FRAME.unpack_from
 
 
 class BinaryConnection(Connection):
-    """One end of a connection that speaks frames.
-
-    Attributes:
-        partial_frames: how many frames, the preface among them, have come in more than one piece so far. While
-            `is_mid_frame` holds and this stays the same, it is still the same frame that the peer owes the rest of.
-    """
+    """One end of a connection that speaks frames."""
 
     codec: ClassVar[str] = "msgpack"
 
@@ -58,25 +61,19 @@ class BinaryConnection(Connection):
         self, is_client: bool, limits: Limits, *, features: int = 0, versions: tuple[int, ...] = preface.VERSIONS
     ) -> None:
         super().__init__(is_client, limits)
-        self.partial_frames = 0
         self._versions = versions
         self._greeting = preface.Preface(versions[0], versions, features, limits.payload_bytes_max, limits.calls_max)
         self._lengths = frames.length_ranges(limits)
         self._method_bytes_max = limits.method_bytes_max
         self._names: dict[str, bytes] = {}
+        self._called: dict[bytes, str] = {}
         self._send_bytes_max = min(limits.payload_bytes_max, self.peer_payload_bytes_max)
-        # A frame that has not come whole yet: what there is of it, how long it will be once its header is there, its
-        # header's type, flags and id.
-        self._partial = bytearray()
+        # A frame that has not come whole yet: how long it will be once its header is there, its header's type, flags
+        # and id.
         self._frame_bytes = 0
         self._frame = (0, 0, 0)
         if is_client:
             self._greet(self._greeting.version)
-
-    @property
-    def is_mid_frame(self) -> bool:
-        """Whether the peer has sent a part of a frame, or of its preface, and owes the rest."""
-        return bool(self._partial)
 
     @property
     def bytes_missing(self) -> int:
@@ -91,9 +88,14 @@ class BinaryConnection(Connection):
         if self._partial or self._theirs == GREETING:
             data, position = self._resume(data)
         end = len(data)
-        least, most, unpack = self._lengths.least, self._lengths.common, frames.HEADER.unpack_from
-        while end - position >= frames.HEADER_BYTES:
-            length, kind, flags, count, call_id = unpack(data, position)
+        least, most = self._lengths.least, self._lengths.common
+        taken, calls_max, called = self._taken, self.limits.calls_max, self._called
+        while end - position >= _HEADER_BYTES:
+            if end - position >= _CALL_FRAME_BYTES:
+                length, kind, flags, count, call_id, milliseconds_left, name_bytes = _unpack_call(data, position)
+            else:
+                length, kind, flags, count, call_id = _unpack_header(data, position)
+                milliseconds_left = name_bytes = 0
             if (
                 count
                 or not call_id
@@ -102,15 +104,33 @@ class BinaryConnection(Connection):
                 or (flags and (kind != CALL or flags > BOTH_STREAMS))
             ):
                 self._check_header(length, kind, flags, count, call_id)
-            start = position + frames.HEADER_BYTES
+            start = position + _HEADER_BYTES
             stop = start + length
             if stop > end:
                 self._frame = kind, flags, call_id
-                self._frame_bytes = frames.HEADER_BYTES + length
+                self._frame_bytes = _HEADER_BYTES + length
                 break
             position = stop
             if kind == CALL:
-                self._read_call(data, start, stop, flags, call_id)
+                name_at = start + _CALL_HEAD_BYTES
+                begin = name_at + name_bytes
+                method = called.get(data[name_at:begin])
+                if (
+                    method is None
+                    or begin >= stop
+                    or flags > BOTH_STREAMS
+                    or call_id != self._last_taken + 2
+                    or not self._theirs == self._ours == OPEN
+                    or len(taken) >= calls_max
+                    or call_id in taken
+                ):
+                    self._read_call(data, start, stop, flags, call_id)
+                    continue
+                self._last_taken = call_id
+                taken[call_id] = FIRST_STATES[flags]
+                call = Call(call_id, method, data[begin:stop], milliseconds_left, b"", flags, self._claimed)
+                self._claimed = _NOTHING
+                self._events.append(call)
             elif kind == REPLY:
                 state = self._made.get(call_id, CANCELLED_FROM)
                 if state < CANCELLED_FROM and not count and not self._streams:
@@ -124,6 +144,91 @@ class BinaryConnection(Connection):
             self._keep(data, position)
         elif self._unclaimed:
             raise _unannounced(self._unclaimed)
+
+    # One frame by itself, which is what a caller and a callee exchange who wait for each other. Each of these does in
+    # one step what the general way does, or nothing, if it is not that simple.
+
+    def receive_call_alone(self, data: bytes) -> Call | None:
+        """See `Connection.receive_call_alone`."""
+        end = len(data)
+        if end < _CALL_FRAME_BYTES or self._partial or not self._theirs == self._ours == OPEN:
+            return None
+        length, kind, flags, count, call_id, milliseconds_left, name_bytes = _unpack_call(data)
+        begin = _CALL_FRAME_BYTES + name_bytes
+        method = self._called.get(data[_CALL_FRAME_BYTES:begin])
+        if (
+            method is None
+            or kind != CALL
+            or length != end - _HEADER_BYTES
+            or length > self.limits.payload_bytes_max
+            or flags > BOTH_STREAMS
+            or count
+            or begin >= end
+            or call_id != self._last_taken + 2
+            or call_id in self._taken
+            or len(self._taken) >= self.limits.calls_max
+        ):
+            return None
+        self._last_taken = call_id
+        self._taken[call_id] = FIRST_STATES[flags]
+        return Call(call_id, method, data[begin:], milliseconds_left, b"", flags, _NOTHING)
+
+    def receive_reply_alone(self, data: bytes) -> bytes | None:
+        """The result of our only call, if its reply is all that a read without descriptors has brought."""
+        end, made = len(data), self._made
+        if end <= _HEADER_BYTES or self._partial:
+            return None
+        length, kind, flags, count, call_id = _unpack_header(data)
+        if (
+            kind != REPLY
+            or length != end - _HEADER_BYTES
+            or length > self.limits.payload_bytes_max
+            or flags
+            or count
+            or len(made) != 1
+            or made.get(call_id) != _UNARY
+            or self._theirs < OPEN
+        ):
+            return None
+        del made[call_id]
+        return data[_HEADER_BYTES:]
+
+    def send_call_alone(self, method: str, arguments: bytes, milliseconds_left: int) -> bytes:
+        """The bytes of a unary call, to be sent at once; empty if it has to be made by `send_call`."""
+        name = self._names.get(method)
+        call_id = self._last_made + 2
+        if (
+            name is None
+            or self._pieces
+            or self._chunks
+            or self._made
+            or self._ours != OPEN
+            or self._theirs != OPEN
+            or not self.peer_calls_max
+            or call_id > ID_MAX
+        ):
+            return b""
+        length = 4 + len(name) + len(arguments)
+        if length > _JOIN_BYTES_MAX or not arguments or milliseconds_left >> MILLISECONDS_BITS:
+            return b""
+        self._last_made = call_id
+        self._made[call_id] = _UNARY
+        head = _pack_call(length, CALL, 0, 0, call_id, milliseconds_left)
+        return b"".join((head, name, arguments))
+
+    def send_reply_alone(self, call_id: int, result: bytes) -> bytes:
+        """See `Connection.send_reply_alone`."""
+        length = len(result)
+        if (
+            self._pieces
+            or self._chunks
+            or self._streams
+            or not 0 < length <= _JOIN_BYTES_MAX
+            or call_id not in self._taken
+        ):
+            return b""
+        del self._taken[call_id]
+        return _pack_header(length, REPLY, 0, 0, call_id) + result
 
     def _check_header(self, length: int, kind: int, flags: int, count: int, call_id: int) -> None:
         """Look closer at a header that is not the commonest, and give its frame the descriptors that came with it."""
@@ -160,9 +265,9 @@ class BinaryConnection(Connection):
         partial = self._partial
         used = 0
         if not self._frame_bytes:
-            used = frames.HEADER_BYTES - len(partial)
+            used = _HEADER_BYTES - len(partial)
             partial += data[:used]
-            if len(partial) < frames.HEADER_BYTES:
+            if len(partial) < _HEADER_BYTES:
                 return data, len(data)
             self._read_kept_header()
         more = data[used : used + self._frame_bytes - len(partial)] if used or len(data) > self.bytes_missing else data
@@ -172,19 +277,19 @@ class BinaryConnection(Connection):
             return data, used
         self._partial = bytearray()
         self._frame_bytes = 0
-        is_long = len(partial) > bounds.JOIN_BYTES_MAX
+        is_long = len(partial) > _JOIN_BYTES_MAX
         whole = memoryview(partial).toreadonly() if is_long else bytes(partial)
-        self._read(whole, frames.HEADER_BYTES, len(partial), *self._frame)
+        self._read(whole, _HEADER_BYTES, len(partial), *self._frame)
         return data, used
 
     def _read_kept_header(self) -> None:
         """Check the header of the frame that was kept, by the descriptors that came with its first byte."""
-        length, kind, flags, count, call_id = frames.HEADER.unpack_from(self._partial)
+        length, kind, flags, count, call_id = _unpack_header(self._partial)
         frames.check_header(self.limits, length, kind, flags, count, call_id)
         self._claim(count, self._waiting)
         self._waiting = _NOTHING
         self._frame = kind, flags, call_id
-        self._frame_bytes = frames.HEADER_BYTES + length
+        self._frame_bytes = _HEADER_BYTES + length
 
     def _receive_preface(self, data: bytes) -> tuple[bytes, int]:
         if self._partial:
@@ -250,31 +355,13 @@ class BinaryConnection(Connection):
             self._read_goaway(data, start, stop)
 
     def _read_call(self, data: Payload, start: int, stop: int, flags: int, call_id: int) -> None:
-        milliseconds_left, name_bytes = frames.CALL_HEAD.unpack_from(data, start)
-        name_at = start + 5
-        begin = name_at + name_bytes
-        context: Payload = b""
-        if flags & HAS_CONTEXT or begin >= stop or not 0 < name_bytes <= self._method_bytes_max:
-            method, milliseconds_left, context, begin = self._cut_call(data, start, stop, flags)
-        else:
-            try:
-                method = str(data[name_at:begin], "utf-8")
-            except UnicodeDecodeError as error:
-                raise frames.not_utf8("a method's name", error) from error
+        method, milliseconds_left, context, begin = self._cut_call(data, start, stop, flags)
         call = Call(call_id, method, data[begin:stop], milliseconds_left, context, flags & BOTH_STREAMS, self._claimed)
-        if (
-            call_id == self._last_taken + 2
-            and self._theirs == self._ours == OPEN
-            and len(self._taken) < self.limits.calls_max
-            and call_id not in self._taken
-        ):
-            self._last_taken = call_id
-            self._taken[call_id] = FIRST_STATES[flags & BOTH_STREAMS]
-            self._events.append(call)
-        else:
-            self._check_new_id(call_id)
-            self._received_call(call)
+        self._check_new_id(call_id)
+        self._received_call(call)
         self._claimed = _NOTHING
+        if len(self._called) < bounds.METHOD_NAMES_KEPT:
+            self._called[method.encode()] = method
 
     def _cut_call(self, data: Payload, start: int, stop: int, flags: int) -> tuple[str, int, Payload, int]:
         """Method, milliseconds left, context and the position of the arguments, with all that may be wrong."""
@@ -299,6 +386,15 @@ class BinaryConnection(Connection):
 
     # Sending.
 
+    def send_reply(self, call_id: int, result: Payload, descriptors: Descriptors = ()) -> None:
+        """See `Connection.send_reply`; the common one takes fewer steps."""
+        length = len(result)
+        if descriptors or self._streams or not 0 < length <= _JOIN_BYTES_MAX or call_id not in self._taken:
+            super().send_reply(call_id, result, descriptors)
+            return
+        del self._taken[call_id]
+        self._pieces += (_pack_header(length, REPLY, 0, 0, call_id), result)
+
     def _write_call(
         self,
         call_id: int,
@@ -315,8 +411,8 @@ class BinaryConnection(Connection):
             name += frames.context_field(context, self.limits.context_bytes_max)
             flags |= HAS_CONTEXT
         length = 4 + len(name) + len(arguments)
-        head = frames.HEADER_AND_TIME.pack(length, kind, flags, len(descriptors), call_id, milliseconds_left)
-        if descriptors or length > bounds.JOIN_BYTES_MAX or not arguments:
+        head = _pack_call(length, kind, flags, len(descriptors), call_id, milliseconds_left)
+        if descriptors or length > _JOIN_BYTES_MAX or not arguments:
             self._check_payload(length, arguments, descriptors)
             self._output.write((head, name, arguments), descriptors)
         else:
@@ -328,15 +424,11 @@ class BinaryConnection(Connection):
         self._write_call(0, method, arguments, milliseconds_left, context, 0, descriptors, NOTIFY)
 
     def _write_reply(self, call_id: int, result: Payload, descriptors: Descriptors) -> None:
-        length = len(result)
-        if descriptors or length > bounds.JOIN_BYTES_MAX or not length:
-            self._write_value(REPLY, call_id, result, descriptors)
-        else:
-            self._pieces += (frames.HEADER.pack(length, REPLY, 0, 0, call_id), result)
+        self._write_value(REPLY, call_id, result, descriptors)
 
     def _write_value(self, kind: int, call_id: int, value: Payload, descriptors: Descriptors) -> None:
         length = len(value)
-        head = frames.HEADER.pack(length, kind, 0, len(descriptors), call_id)
+        head = _pack_header(length, kind, 0, len(descriptors), call_id)
         self._check_payload(length, value, descriptors)
         self._output.write((head, value), descriptors)
 
@@ -350,10 +442,10 @@ class BinaryConnection(Connection):
         head = frames.error_head(code, message, error_id)
         length = len(head) + len(data)
         self._check_payload(length, head, ())
-        self._output.write((frames.HEADER.pack(length, ERROR, 0, 0, call_id), head, data), ())
+        self._output.write((_pack_header(length, ERROR, 0, 0, call_id), head, data), ())
 
     def _write_bare(self, kind: int, call_id: int) -> None:
-        self._pieces.append(frames.HEADER.pack(0, kind, 0, 0, call_id))
+        self._pieces.append(_pack_header(0, kind, 0, 0, call_id))
 
     def _write_credit(self, call_id: int, items: int, byte_count: int) -> None:
         self._write_control(CREDIT, call_id, frames.CREDIT_BODY.pack(items, byte_count))
@@ -365,7 +457,7 @@ class BinaryConnection(Connection):
         self._write_control(GOAWAY, 0, frames.goaway_payload(max(self._last_taken, 0), code, message))
 
     def _write_control(self, kind: int, call_id: int, payload: bytes) -> None:
-        self._pieces += (frames.HEADER.pack(len(payload), kind, 0, 0, call_id), payload)
+        self._pieces += (_pack_header(len(payload), kind, 0, 0, call_id), payload)
 
     def _write_failure(self, error: RemoteProtocolError) -> None:
         if self._theirs != GREETING:

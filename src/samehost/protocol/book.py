@@ -50,6 +50,11 @@ class CallBook:
         self._last_taken = 0 if is_client else -1
 
     @property
+    def last_call_made(self) -> int:
+        """The id of our last call."""
+        return self._last_made
+
+    @property
     def calls_made(self) -> int:
         """Calls of ours that the peer has not ended, cancelled ones among them."""
         return len(self._made)

@@ -31,7 +31,6 @@ from samehost.protocol.states import (
     FIRST_STATES,
     FRAME,
     GOAWAY,
-    GREETING,
     ITEM,
     LEAVING,
     NOTE,
@@ -46,10 +45,10 @@ from samehost.protocol.states import (
 )
 
 if TYPE_CHECKING:
-    from samehost.protocol.events import Descriptors, Event, Payload
+    from samehost.protocol.events import Call, Descriptors, Event, Payload
     from samehost.protocol.settings import Limits
 
-_MILLISECONDS_BITS = 32
+MILLISECONDS_BITS = 32
 
 
 class Connection(Receiver):
@@ -57,14 +56,19 @@ class Connection(Receiver):
 
     Attributes:
         codec: how payloads are encoded, "msgpack" or "json".
+        partial_frames: how many frames or lines, the preface among them, have come in more than one piece so far. While
+            `is_mid_frame` holds and this stays the same, it is still the same one that the peer owes the rest of.
     """
 
     codec: ClassVar[str]
 
     def __init__(self, is_client: bool, limits: Limits) -> None:
         super().__init__(is_client, limits)
+        self.partial_frames = 0
+        self._partial = bytearray()
         self._output = Output()
         self._pieces = self._output.pieces
+        self._chunks = self._output.chunks
         # Descriptors that nobody got yet: they came with this read, with the first bytes of a header that is not whole,
         # or with the frame that is being read.
         self._unclaimed: Descriptors = ()
@@ -92,6 +96,13 @@ class Connection(Receiver):
             self._end(error)
         events, self._events = self._events, []
         return events
+
+    def receive_call_alone(self, data: bytes) -> Call | None:
+        """The call that a read without descriptors has brought, if that is all that it has.
+
+        What is received like this is not given to `receive_data`; what is not, None tells, has yet to be.
+        """
+        return None
 
     def receive_eof(self) -> list[Event]:
         """Take the end of the peer's output, PROTOCOL.md section 8.3."""
@@ -148,7 +159,7 @@ class Connection(Receiver):
         """
         if self._ours != OPEN or self._theirs >= LEAVING or len(self._made) >= self.peer_calls_max:
             raise self._no_call()
-        if (flags and flags & ~BOTH_STREAMS) or milliseconds_left >> _MILLISECONDS_BITS:
+        if (flags and flags & ~BOTH_STREAMS) or milliseconds_left >> MILLISECONDS_BITS:
             raise LocalProtocolError(f"flags={flags} and milliseconds_left={milliseconds_left} cannot be written")
         call_id = self._last_made + 2
         if call_id > ID_MAX or call_id in self._made:
@@ -170,7 +181,7 @@ class Connection(Receiver):
         """Call a method of the peer's and want no answer, PROTOCOL.md section 5.3; otherwise as `send_call`."""
         if self._ours != OPEN or self._theirs >= LEAVING or not self.peer_calls_max:
             raise self._no_call()
-        if milliseconds_left >> _MILLISECONDS_BITS:
+        if milliseconds_left >> MILLISECONDS_BITS:
             raise LocalProtocolError(f"milliseconds_left={milliseconds_left} cannot be written")
         self._write_notification(method, arguments, milliseconds_left, context, descriptors)
 
@@ -187,6 +198,10 @@ class Connection(Receiver):
         del self._taken[call_id]  # as every state of it has this step
         if self._streams:
             self._streams.pop(call_id, None)
+
+    def send_reply_alone(self, call_id: int, result: bytes) -> bytes:
+        """The bytes of a reply, to be sent at once; empty if it has to be sent by `send_reply`."""
+        return b""
 
     def send_error(self, call_id: int, code: str, message: str, error_id: str = "", data: Payload = b"") -> None:
         """Answer a call with an error; it is over, PROTOCOL.md section 5.5. Otherwise as `send_reply`.
@@ -277,11 +292,6 @@ class Connection(Receiver):
     # What the pump wants to know.
 
     @property
-    def is_greeted(self) -> bool:
-        """Whether the peer has opened the connection as its format wants it."""
-        return self._theirs != GREETING
-
-    @property
     def is_idle(self) -> bool:
         """Whether no call is open in either direction."""
         return not self._made and not self._taken
@@ -292,9 +302,14 @@ class Connection(Receiver):
         return self._ours == FINISHED or (self._theirs == FINISHED and not self._taken)
 
     @property
-    @abstractmethod
     def is_mid_frame(self) -> bool:
-        """Whether the peer has sent a part of something, and owes the rest."""
+        """Whether the peer has sent a part of a frame, of a line or of its preface, and owes the rest."""
+        return bool(self._partial)
+
+    @property
+    def kept_bytes(self) -> int:
+        """How much of it is kept here until the rest comes."""
+        return len(self._partial)
 
     # What is common to the formats.
 
@@ -331,6 +346,8 @@ class Connection(Receiver):
         self._claimed = self._waiting = self._unclaimed = ()
         self._write_failure(error)
         self._ours = self._theirs = FINISHED
+        # Their frames hold this connection and the event: all of them would keep each other alive.
+        error.__traceback__ = error.__cause__ = error.__context__ = None
         self._events.append(Failed(error, self._forget_calls(self._made), self._forget_calls(self._taken)))
 
     def _write_refusal(self, call_id: int, code: str, message: str) -> None:

@@ -8,7 +8,7 @@ belong to whoever holds the event.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import msgspec
 
@@ -50,8 +50,14 @@ class Call(msgspec.Struct, gc=False):
 
 
 class Notification(msgspec.Struct, gc=False):
-    """The peer calls a method of ours and wants no answer, PROTOCOL.md section 5.3."""
+    """The peer calls a method of ours and wants no answer, PROTOCOL.md section 5.3.
 
+    Attributes:
+        call_id, flags: 0, so that it reads as a call does.
+    """
+
+    call_id: ClassVar[int] = 0
+    flags: ClassVar[int] = 0
     method: str
     arguments: Payload
     milliseconds_left: int
@@ -161,7 +167,7 @@ class InputEnded(msgspec.Struct, gc=False):
     lost: tuple[int, ...]
 
 
-class Failed(msgspec.Struct, gc=False):
+class Failed(msgspec.Struct):  # raising its error gives that a traceback, and so a way back to this event
     """The connection is over: send what is pending, then close it, PROTOCOL.md section 8.4.
 
     Attributes:

@@ -45,6 +45,9 @@ HEADER_BYTES = HEADER.size
 CALL_HEAD = struct.Struct("<IB")
 """Milliseconds left, length of the method's name."""
 
+CALL_FRAME = struct.Struct("<IBBHIIB")
+"""Header and head of a call at once, which is what nearly every frame to a server begins with."""
+
 HEADER_AND_TIME = struct.Struct("<IBBHII")
 """The same, with a call's milliseconds left, as they are written together."""
 

@@ -38,18 +38,12 @@ class LinesConnection(Connection):
     def __init__(self, is_client: bool, limits: Limits) -> None:
         super().__init__(is_client, limits)
         self._is_client = is_client
-        self._partial = bytearray()
         self._json_ids: dict[int, JsonId] = {}
         self._call_ids: dict[JsonId, int] = {}
         self._batches: dict[int, Batch] = {}
         self._last_json_id: JsonId | None = None
         self._we_step(PREFACE)
         self._peer_steps(PREFACE)
-
-    @property
-    def is_mid_frame(self) -> bool:
-        """Whether the peer has sent a part of a line."""
-        return bool(self._partial)
 
     # Receiving.
 
@@ -66,7 +60,9 @@ class LinesConnection(Connection):
             self._partial.clear()
             begin = end + 1
             self._read_line(line.strip())
-        self._keep(data, begin, len(data))
+        if begin < len(data):
+            self.partial_frames += not self._partial
+            self._keep(data, begin, len(data))
 
     def _keep(self, data: bytes, begin: int, end: int) -> None:
         length = len(self._partial) + end - begin

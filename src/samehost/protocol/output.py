@@ -25,13 +25,14 @@ class Output:
 
     Attributes:
         pieces: the bytes of the last chunk; writers of frames without descriptors, and with nothing long, append here.
+        chunks: those before it. While both are empty, and they stay the same lists, nothing waits to be sent.
     """
 
-    __slots__ = ("_chunks", "_descriptors", "pieces")
+    __slots__ = ("_descriptors", "chunks", "pieces")
 
     def __init__(self) -> None:
         self.pieces: list[Payload] = []
-        self._chunks: list[Chunk] = []
+        self.chunks: list[Chunk] = []
         self._descriptors: Descriptors = ()
 
     def write(self, frame: tuple[Payload, ...], descriptors: Descriptors) -> None:
@@ -42,14 +43,14 @@ class Output:
         for piece in frame:
             if len(piece) > limits.JOIN_BYTES_MAX:
                 self._close_chunk()
-                self._chunks.append((piece, ()))
+                self.chunks.append((piece, ()))
             else:
                 self.pieces.append(piece)
 
     def take(self) -> list[Chunk]:
         """Everything that was written since the last time."""
         pieces = self.pieces
-        if not self._chunks:
+        if not self.chunks:
             if not pieces:
                 return []
             chunk = b"".join(pieces), self._descriptors
@@ -57,11 +58,12 @@ class Output:
             self._descriptors = ()
             return [chunk]
         self._close_chunk()
-        chunks, self._chunks = self._chunks, []
+        chunks = self.chunks.copy()
+        self.chunks.clear()
         return chunks
 
     def _close_chunk(self) -> None:
         if self.pieces:
-            self._chunks.append((b"".join(self.pieces), self._descriptors))
+            self.chunks.append((b"".join(self.pieces), self._descriptors))
             self.pieces.clear()
             self._descriptors = ()

@@ -46,6 +46,7 @@ from samehost.protocol.states import (
     LEAVING,
     NOTE,
     NOTIFY,
+    PREFACE,
     REPLY,
     STREAM,
 )
@@ -62,6 +63,7 @@ class Receiver(CallBook, ABC):
         peer_payload_bytes_max: the longest payload that the peer takes.
         peer_calls_max: how many calls it takes at a time.
         peer_features: bits of PROTOCOL.md section 3.3.
+        is_greeted: whether the peer has opened the connection as its format wants it.
     """
 
     def __init__(self, is_client: bool, limits: Limits) -> None:
@@ -70,6 +72,7 @@ class Receiver(CallBook, ABC):
         self.peer_payload_bytes_max = bounds.PAYLOAD_BYTES_MAX
         self.peer_calls_max = bounds.CALLS_MAX if is_client else 0
         self.peer_features = 0
+        self.is_greeted = False
         self._ours = GREETING
         self._theirs = GREETING
         self._events: list[Event] = []
@@ -80,6 +83,7 @@ class Receiver(CallBook, ABC):
     def _peer_steps(self, step: int) -> None:
         """Take a step of the peer's end of the connection, which it has in its state."""
         self._theirs = END_STEPS[self._theirs][step]
+        self.is_greeted |= step == PREFACE
 
     def _received_call(self, call: Call) -> None:
         call_id = call.call_id
