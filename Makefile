@@ -20,12 +20,13 @@ demo: .venv/.runtime  ## Set up what is needed and show samehost at work
 
 test: .venv/.dev  ## Run the tests (ARGS= for pytest); as root, installs the programs they use
 	@tools/system-packages
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
 
 check: .venv/.dev  ## Check format, lint, types and import directions, and build the documentation
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy --strict src
+	MYPYPATH=examples $(BIN)/mypy --strict examples
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/sphinx-build -W --keep-going -q -d build/doctrees docs build/docs
 

@@ -21,6 +21,9 @@ DEADLINE = 20.0
 """Seconds after which a test gives up waiting for something that should happen at once."""
 
 os.environ.pop("PYTHONUNBUFFERED", None)  # users do not have it, and it hides what a buffer does
+os.environ.pop(
+    "PYTHONDONTWRITEBYTECODE", None
+)  # nor this, by which each of a thousand programs compiles all it imports
 
 NOBODY = 65534
 """A uid, and a gid, that is neither root nor ours."""
@@ -97,7 +100,7 @@ _BECOME = """
 import os, sys
 # All that is needed later, because the other user may not be able to read it.
 import asyncio, logging, pwd, grp, select, socket, struct, threading, time, json, traceback
-import samehost, samehost.aio, samehost.errors
+import samehost, samehost.aio, samehost.errors, samehost.blocking.client, samehost.aio.client, samehost.aio.main
 import samehost.blocking.dial, samehost.blocking.listener, samehost.cli, samehost.cli.listen, samehost.cli.send
 import samehost.cli.inspect
 pwd.getpwall(), grp.getgrall()
@@ -170,6 +173,12 @@ def nothing_left() -> Iterator[None]:
             break
         time.sleep(0.005)  # a thread that has done its work may still be on its way out
     assert left == ({}, set(), set()), f"left over: {left}"
+
+
+def kernel_passes_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Be on a kernel that cannot be told to refuse files (SO_PASSRIGHTS), as most are before Linux 6.16."""
+    for module in ("samehost.aio.wire", "samehost.blocking.link"):
+        monkeypatch.setattr(f"{module}.pass_no_files", lambda connected: False)
 
 
 def kill(process: Program) -> None:

@@ -8,12 +8,13 @@ import os
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 from support import run
 
 import samehost
 
-SOURCE = Path(samehost.__file__).parent.parent
+SOURCES = [str(Path(package.__file__).parent.parent) for package in (samehost, msgspec)]
 
 # What takes long to import, and what only some programs need.
 HEAVY = {"asyncio", "logging", "socket", "selectors", "threading", "subprocess", "rich", "ctypes", "typing"}
@@ -22,7 +23,7 @@ HEAVY = {"asyncio", "logging", "socket", "selectors", "threading", "subprocess",
 def loaded_after(statement):
     program = f"import sys; before = set(sys.modules); {statement}; import json; print(json.dumps(list(sys.modules)))"
     # -S and -I: nothing but what the statement itself brings.
-    done = run([sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, {str(SOURCE)!r}); {program}"])
+    done = run([sys.executable, "-I", "-S", "-c", f"import sys; sys.path[:0] = {SOURCES!r}; {program}"])
     assert done.returncode == 0, done.stderr
     return set(json.loads(done.stdout))
 
@@ -55,11 +56,18 @@ def test_the_pure_layers_load_no_socket_and_no_loop():
     assert not loaded_after("import samehost.address, samehost.peer, samehost.errors, samehost.limits") & (
         HEAVY - {"typing"}
     )
+    assert not loaded_after("import samehost; samehost.Service") & {"asyncio", "logging", "socket", "selectors"}
 
 
 def test_dialling_loads_no_loop_and_no_log():
     loaded = loaded_after("import samehost; samehost.dial")
     assert "samehost.blocking.dial" in loaded
+    assert not loaded & {"asyncio", "logging", "rich", "ctypes", "subprocess"}
+
+
+def test_connecting_to_a_service_loads_no_loop_and_no_log():
+    loaded = loaded_after("import samehost; samehost.connect")
+    assert "samehost.blocking.client" in loaded
     assert not loaded & {"asyncio", "logging", "rich", "ctypes", "subprocess"}
 
 

@@ -16,22 +16,33 @@ if TYPE_CHECKING:
     from samehost import errors as errors
     from samehost import inspect as inspect
     from samehost import limits as limits
+    from samehost import testing as testing
+    from samehost.aio.main import serve as serve
+    from samehost.blocking.client import Client as Client
+    from samehost.blocking.client import connect as connect
     from samehost.blocking.connection import Connection as Connection
     from samehost.blocking.datagrams import Datagram as Datagram
     from samehost.blocking.datagrams import DatagramListener as DatagramListener
     from samehost.blocking.dial import dial as dial
     from samehost.blocking.listener import Listener as Listener
     from samehost.blocking.listener import listen as listen
+    from samehost.errors import ServiceError as ServiceError
     from samehost.kernel.files import File as File
     from samehost.peer import ANYONE as ANYONE
     from samehost.peer import Peer as Peer
     from samehost.peer import Policy as Policy
     from samehost.peer import allow as allow
+    from samehost.service.call import Call as Call
+    from samehost.service.remote import idempotent as idempotent
+    from samehost.service.remote import named as named
+    from samehost.service.service import Service as Service
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "ANYONE": "samehost.peer",
+    "Call": "samehost.service.call",
+    "Client": "samehost.blocking.client",
     "Connection": "samehost.blocking.connection",
     "Datagram": "samehost.blocking.datagrams",
     "DatagramListener": "samehost.blocking.datagrams",
@@ -39,13 +50,21 @@ _HOMES = {
     "Listener": "samehost.blocking.listener",
     "Peer": "samehost.peer",
     "Policy": "samehost.peer",
+    "Service": "samehost.service.service",
+    "ServiceError": "samehost.errors",
     "allow": "samehost.peer",
+    "connect": "samehost.blocking.client",
     "dial": "samehost.blocking.dial",
+    "idempotent": "samehost.service.remote",
     "listen": "samehost.blocking.listener",
+    "named": "samehost.service.remote",
+    "serve": "samehost.aio.main",
 }
 
 __all__ = (
     "ANYONE",
+    "Call",
+    "Client",
     "Connection",
     "Datagram",
     "DatagramListener",
@@ -53,13 +72,20 @@ __all__ = (
     "Listener",
     "Peer",
     "Policy",
+    "Service",
+    "ServiceError",
     "aio",
     "allow",
+    "connect",
     "dial",
     "errors",
+    "idempotent",
     "inspect",
     "limits",
     "listen",
+    "named",
+    "serve",
+    "testing",
 )
 
 

@@ -61,6 +61,53 @@ RECEIVER_FULL_SECONDS = 1.0
 SYMBOLIC_LINKS_MAX = 40
 """Links followed in one path, as the kernel does (path_resolution(7))."""
 
+# Services. `samehost.serve` takes some of these as parameters.
+
+CALL_SECONDS = 30.0
+"""How long a client waits for an answer, unless it says otherwise."""
+
+MAP_WINDOW = 128
+"""Calls that `Client.map` has under way."""
+
+CONNECTIONS_PER_UID_MAX = 128
+"""Connections that one user may have to a service at a time; further ones are closed at once."""
+
+UID_BYTES_MAX = 64 * 1024 * 1024
+"""Memory that calls in progress and output that is not read may hold for one user; beyond it, calls fail as `busy`."""
+
+CALL_OVERHEAD_BYTES = 1024
+"""What a call in progress counts for in that, beside its arguments."""
+
+OUTPUT_BYTES_MAX = 1024 * 1024
+"""Output that may be pending on a connection; nothing more is read from it, and no call begun, until it is less."""
+
+OUTPUT_STALL_SECONDS = 10.0
+"""How long a peer may read nothing of the output that is pending for it."""
+
+PREFACE_SECONDS = 5.0
+"""How long a client may take for its preface, from the first byte on."""
+
+FRAME_SECONDS = 10.0
+"""How long a client may take for one frame or line, from the first byte on."""
+
+HANGUP_SECONDS = 0.05
+"""How often a client that has ended its output is looked at, to see whether it still reads."""
+
+THREADS_MAX = 32
+"""Threads that run the `def` methods of a service."""
+
+CANCEL_SECONDS = 1.0
+"""How long a method may go on once it was cancelled or its deadline passed, before that is reported."""
+
+LOOP_BLOCKED_SECONDS = 1.0
+"""How long a service's event loop may be held up before that is reported."""
+
+RECEIVE_BYTES = 64 * 1024
+"""What is read from a connection at a time, when there is much."""
+
+RECEIVE_BYTES_AT_FIRST = 8 * 1024
+"""What is read at a time otherwise, as room for more takes longer to be had than a short frame takes to be read."""
+
 # The protocol, docs/PROTOCOL.md section 11. A peer may announce another value for those that say so.
 
 PAYLOAD_BYTES_MAX = 4 * 1024 * 1024

@@ -130,6 +130,9 @@ def test_out_of_descriptors_it_rests_and_recovers_by_itself(place: Path, front: 
 def test_closing_the_listener_while_it_rests_ends_the_loop(place: Path, front: str) -> None:
     with python(code(front, LONG_REST), str(place / "s")) as program:
         assert program.line() == "ready"
+        with samehost.dial(place / "s") as first:
+            first.sendall(b"it serves")
+            assert first.recv(timeout=DEADLINE) == b"it serves"
         tell(program, "fill")
         with samehost.dial(place / "s"):
             assert "rests from accepting" in program.line()

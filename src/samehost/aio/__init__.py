@@ -4,9 +4,11 @@ Each name means what it means in `samehost`, and each call that waits is awaited
 and streams: they lose open files, refuse packets, and take a full backlog for a connection.
 """
 
+from samehost.aio.client import Client, connect
 from samehost.aio.connection import Connection
 from samehost.aio.datagrams import Datagram, DatagramListener
 from samehost.aio.dial import dial
 from samehost.aio.listener import Listener, listen
+from samehost.aio.service import serve
 
-__all__ = ["Connection", "Datagram", "DatagramListener", "Listener", "dial", "listen"]
+__all__ = ["Client", "Connection", "Datagram", "DatagramListener", "Listener", "connect", "dial", "listen", "serve"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from samehost import limits
 from samehost.aio.listening import Listening
-from samehost.aio.server import Server
+from samehost.aio.server import HandlerServer
 from samehost.errors import ListenerClosed
 from samehost.kernel.deadline import Deadline
 from samehost.kernel.files import HasFileno, descriptors_of
@@ -93,4 +93,4 @@ class DatagramListener(Listening[Datagram]):
     ) -> None:
         """Handle every datagram in a task of its own, until told to end; otherwise as `Listener.serve`."""
         check_files_max(files_max)
-        await Server(self, partial(self._receive_now, size, files_max), handler, drain, handlers_max).run()
+        await HandlerServer(self, partial(self._receive_now, size, files_max), handler, drain, handlers_max).run()

@@ -9,7 +9,7 @@ from samehost.address import Address, parse
 from samehost.aio.connection import Connection
 from samehost.aio.datagrams import DatagramListener
 from samehost.aio.listening import Listening
-from samehost.aio.server import Server
+from samehost.aio.server import HandlerServer
 from samehost.errors import ListenerClosed
 from samehost.kernel.acceptor import Acceptor
 from samehost.kernel.claim import Request
@@ -70,7 +70,7 @@ class Listener(Listening[Connection]):
         A signal ends every `serve` of the main thread's loop, and does what `loop.add_signal_handler` was told, if
         anything. A second one ends the process by its default action, which a shell shows as 128 + its number.
         """
-        await Server(self, self._accept_now, handler, drain, connections_max).run()
+        await HandlerServer(self, self._accept_now, handler, drain, connections_max).run()
 
 
 @overload

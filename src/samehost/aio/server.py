@@ -1,4 +1,8 @@
-"""Serving everybody who comes, each in a task of its own, until a signal; then draining."""
+"""Serving everybody who comes until a signal, and then draining.
+
+`Server` is the run itself: taking, counting, signals and the end. What is done with what was taken is for its kinds to
+say; `HandlerServer` is the one that gives each to a handler, in a task of its own.
+"""
 
 # ruff: noqa: SLF001 - this is the inside of `serve`: the listener's other half
 
@@ -10,7 +14,8 @@ import math
 import os
 import signal
 import threading
-from contextlib import closing, contextmanager
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Generic
 
 from samehost import limits
@@ -28,49 +33,58 @@ if TYPE_CHECKING:
 logger = logging.getLogger("samehost")
 
 
-class Server(Generic[Taken]):
+class Server(ABC, Generic[Taken]):
     """One run of a listener's `serve`.
 
     Args:
         listener: where clients or messages come from; closed at the end.
         take: takes one from it; see `Listening._take`.
-        handler: called with each, in its own task.
-        drain: seconds that handlers get once told to end.
-        handlers_max: handlers that run at a time.
+        drain: seconds for those in progress once told to end.
+        handlers_max: how many may be in progress at a time.
     """
 
     def __init__(
-        self,
-        listener: Listening[Taken],
-        take: Callable[[], Taken | None],
-        handler: Callable[[Taken], Awaitable[object]],
-        drain: float,
-        handlers_max: int,
+        self, listener: Listening[Any], take: Callable[[], Taken | None], drain: float, handlers_max: int
     ) -> None:
         Deadline(drain)  # says so if it is no number of seconds
         listener._check_open()
         self._listener = listener
         self._take = take
-        self._handler = handler
         self._drain_seconds = drain
         self._handlers_max = handlers_that_fit(handlers_max)
-        self._running: dict[asyncio.Task[None], Taken] = {}
+        self._running: dict[asyncio.Future[None], Taken] = {}
         self._is_full_reported = False
         self._signal: signal.Signals | None = None
         self._ending: Deadline | None = None
 
+    @abstractmethod
+    def _begin(self, taken: Taken) -> asyncio.Future[None]:
+        """Begin to serve one; what is done once that is over, or cancelled to cut it off."""
+
+    @abstractmethod
+    def _end_soon(self, taken: Taken) -> None:
+        """Tell one that the server drains."""
+
     async def run(self) -> None:
         """Serve until told to end, then drain."""
-        with _signals.reaching(self):
-            try:
-                await self._serve()
-                await self._serve_rest()
-                if not self._listener._is_needed_for_replies:
-                    self._listener.close()
-                await self._drain()
-            finally:
+        with self.signals():
+            await self.serve()
+
+    def signals(self) -> AbstractContextManager[None]:
+        """Have SIGINT and SIGTERM end `serve`, or the process if they come a second time."""
+        return _signals.reaching(self)
+
+    async def serve(self) -> None:
+        """Serve until told to end, then drain; for who sees to the signals."""
+        try:
+            await self._serve()
+            await self._serve_rest()
+            if not self._listener._is_needed_for_replies:
                 self._listener.close()
-                await self._cut()  # nobody is left, unless we were cancelled ourselves
+            await self._drain()
+        finally:
+            self._listener.close()
+            await self._cut()  # nobody is left, unless we were cancelled ourselves
 
     async def _serve(self) -> None:
         while not self._listener._is_stopping and not self._listener._is_closed:
@@ -104,9 +118,8 @@ class Server(Generic[Taken]):
         """Tell every connection, and count the drain time from the first call on."""
         if self._ending is None:
             self._ending = Deadline(self._drain_seconds)
-            for taken in self._running.values():
-                if isinstance(taken, Connection):
-                    taken._end_when_quiet()
+            for taken in list(self._running.values()):
+                self._end_soon(taken)
         return self._ending
 
     async def _serve_rest(self) -> None:
@@ -135,26 +148,15 @@ class Server(Generic[Taken]):
                 await self._listener._changed.wait(min(self._listener._pause, deadline.left()))
 
     def _start(self, taken: Taken) -> None:
-        if self._ending is not None and isinstance(taken, Connection):
-            taken._end_when_quiet()
-        task = asyncio.ensure_future(self._handle(taken))
-        self._running[task] = taken
-        task.add_done_callback(self._done)
+        over = self._begin(taken)
+        self._running[over] = taken
+        over.add_done_callback(self._done)
+        if self._ending is not None:
+            self._end_soon(taken)
 
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._running.pop(task).close()  # a task that is cancelled before its first step never gets to close it
+    def _done(self, over: asyncio.Future[None]) -> None:
+        self._running.pop(over).close()  # a task that is cancelled before its first step never gets to close it
         self._listener._changed.wake()
-
-    async def _handle(self, taken: Taken) -> None:
-        with closing(taken):
-            try:
-                await self._handler(taken)
-            except ConnectionClosed as error:
-                logger.info("%s: a client left: %s", self._listener.address, error)
-            except Error as error:
-                logger.warning("%s: %s: %s", self._listener.address, type(error).__name__, error)
-            except Exception:
-                logger.exception("%s: a handler failed", self._listener.address)
 
     async def _drain(self) -> None:
         deadline = self._begin_drain()
@@ -166,15 +168,49 @@ class Server(Generic[Taken]):
         if not self._running:
             return
         logger.warning("%s: %d still in progress are cut off", self._listener.address, len(self._running))
-        for task in self._running:
-            task.cancel()
+        for over in list(self._running):
+            over.cancel()
         _, stuck = await asyncio.wait(self._running, timeout=limits.DRAIN_CUT_SECONDS)
         if stuck:
             logger.error("%s: %d handlers swallow their cancellation", self._listener.address, len(stuck))
 
-    def _stop(self, number: signal.Signals) -> None:
-        self._signal = number
-        self._listener.stop()
+
+class HandlerServer(Server[Taken]):
+    """Gives each to a handler, in a task of its own.
+
+    Args:
+        handler: called with each.
+        Others: as `Server`.
+    """
+
+    def __init__(
+        self,
+        listener: Listening[Taken],
+        take: Callable[[], Taken | None],
+        handler: Callable[[Taken], Awaitable[object]],
+        drain: float,
+        handlers_max: int,
+    ) -> None:
+        super().__init__(listener, take, drain, handlers_max)
+        self._handler = handler
+
+    def _begin(self, taken: Taken) -> asyncio.Future[None]:
+        return asyncio.ensure_future(self._handle(taken))
+
+    def _end_soon(self, taken: Taken) -> None:
+        if isinstance(taken, Connection):
+            taken._end_when_quiet()
+
+    async def _handle(self, taken: Taken) -> None:
+        with closing(taken):
+            try:
+                await self._handler(taken)
+            except ConnectionClosed as error:
+                logger.info("%s: a client left: %s", self._listener.address, error)
+            except Error as error:
+                logger.warning("%s: %s: %s", self._listener.address, type(error).__name__, error)
+            except Exception:
+                logger.exception("%s: a handler failed", self._listener.address)
 
 
 class _Signals:
@@ -217,19 +253,24 @@ class _Signals:
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._tell, signal.Signals(number))
-
-    def _tell(self, number: signal.Signals) -> None:
+        found = signal.Signals(number)
         if any(server._signal for server in self._servers):
-            self._end_process(number)
+            self._end_process(found)  # right here, as it may be that the loop is held up
         for server in self._servers:
-            server._stop(number)
+            server._signal = found
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._tell)
+
+    def _tell(self) -> None:
+        for server in self._servers:
+            if server._signal:
+                server._listener.stop()
 
     def _end_process(self, number: signal.Signals) -> None:
         """End at once. An exception would not do: `asyncio.run` then waits for every task, however long it takes."""
         for server in self._servers:
-            server._listener.close()
+            with suppress(Exception):  # the signal may have come in the middle of anything
+                server._listener.close()
         signal.signal(number, signal.SIG_DFL)
         signal.raise_signal(number)
         os._exit(128 + number)  # the first process of a container, which no signal ends by default

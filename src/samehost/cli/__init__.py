@@ -31,7 +31,16 @@ COMMANDS = {
     "listen": "a plain server: prints what arrives, and answers",
     "send": "a plain client: sends a message, and prints the reply",
     "inspect": "who holds a socket, and who is connected to it",
+    "serve": "serves a service of yours",
+    "call": "calls a method of a service",
+    "describe": "the methods of a service: types, documentation, policies",
+    "list": "the services running on this host",
+    "stub": "writes a typed client's class for a service",
+    "completion": "prints a script that completes all of this in a shell",
 }
+
+HIDDEN = ("complete",)
+"""Commands for programs of our own."""
 
 OK = 0
 FAILED = 1
@@ -74,7 +83,7 @@ def _run(words: list[str]) -> int:
     if name == "--version":
         print(f"samehost {__version__}")
         return OK
-    if name not in COMMANDS:
+    if name not in COMMANDS and name not in HIDDEN:
         return _complain(f"there is no command {name!r}: choose one of {', '.join(COMMANDS)}", USAGE)
     try:
         command = import_module(f"samehost.cli.{name}")
@@ -124,7 +133,7 @@ def _complain(message: str, code: int) -> int:
 
 
 def _overview() -> str:
-    commands = "\n".join(f"  {name:9} {what}" for name, what in COMMANDS.items())
+    commands = "\n".join(f"  {name:10} {what}" for name, what in COMMANDS.items())
     return (
         "usage: samehost COMMAND …\n\n"
         "Fast, safe local services over UNIX domain sockets.\n\n"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from typing import NoReturn
+from typing import Any, NoReturn
 
+from samehost import limits
 from samehost.errors import PolicyError
 from samehost.peer import ANYONE, Policy, allow
 
@@ -40,9 +41,17 @@ class Parser(argparse.ArgumentParser):
         super().error(printable(message))
 
 
-def new_parser(name: str, description: str) -> Parser:
+class MixedParser(Parser):
+    """One that takes options anywhere between the other arguments, of which there may be any number."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse them."""
+        return self.parse_intermixed_args(args, namespace)
+
+
+def new_parser(name: str, description: str, kind: type[Parser] = Parser) -> Parser:
     """A parser for one subcommand, with its address."""
-    parser = Parser(name, description)
+    parser = kind(name, description)
     parser.add_argument("address", metavar="ADDRESS", help="a path, @abstract, fd:N or a service name")
     return parser
 
@@ -50,6 +59,27 @@ def new_parser(name: str, description: str) -> Parser:
 def add_type(parser: argparse.ArgumentParser) -> None:
     """The option --type."""
     parser.add_argument("--type", choices=_TYPES, default="stream", help="the kind of socket (stream)")
+
+
+def add_client_options(parser: argparse.ArgumentParser, timeout: float = limits.CALL_SECONDS) -> None:
+    """The options of a client: --timeout, --wait and --trust."""
+    parser.add_argument(
+        "--timeout",
+        type=seconds,
+        default=timeout,
+        metavar="SECONDS",
+        help=f"for an answer, and for a full backlog ({timeout:g})",
+    )
+    parser.add_argument(
+        "--wait", type=seconds, default=0.0, metavar="SECONDS", help="for a server that is not there yet (0)"
+    )
+    parser.add_argument(
+        "--trust",
+        type=policy,
+        action=AddPolicy,
+        metavar="POLICY",
+        help="who may be serving, as in user=postgres; repeatable (this user and root, or a private path)",
+    )
 
 
 def seconds(text: str) -> float:
@@ -67,6 +97,13 @@ def byte_count(text: str) -> int:
     """A positive number of bytes."""
     if not (text.isascii() and text.isdigit()) or not 0 < int(text) <= _BYTES_MAX:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes from 1 to {_BYTES_MAX}")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    """A number, one or more."""
+    if not (text.isascii() and text.isdigit()) or len(text) > 9 or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 up")
     return int(text)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import time
 
+import msgspec
+
 from samehost.errors import UsageError
 
 
@@ -21,14 +23,39 @@ class Deadline:
     __slots__ = ("_at", "timeout")
 
     def __init__(self, timeout: float | None) -> None:
-        if timeout is not None and not (isinstance(timeout, int | float) and timeout >= 0):
-            raise UsageError(f"a timeout is zero or more seconds, not {timeout!r}")
         self.timeout = timeout
-        self._at = math.inf if timeout is None else time.monotonic() + timeout
+        if timeout is None:
+            self._at = math.inf
+            return
+        try:
+            is_one = timeout >= 0
+        except TypeError:
+            is_one = False
+        if not is_one:
+            raise UsageError(f"a timeout is zero or more seconds, not {timeout!r}")
+        self._at = time.monotonic() + timeout
 
     def left(self) -> float:
         """Seconds left, at least 0; infinite if there is no end."""
-        return max(0.0, self._at - time.monotonic()) if self._at != math.inf else math.inf
+        left = self._at - time.monotonic()
+        return left if left > 0.0 else 0.0  # noqa: FURB136 - half the price of max
+
+
+class Until(msgspec.Struct, gc=False):
+    """A deadline whose moment is known already, and need not be checked; made in a quarter of the time.
+
+    Attributes:
+        timeout: the seconds that there were.
+        at: the moment on the monotonic clock.
+    """
+
+    timeout: float
+    at: float
+
+    def left(self) -> float:
+        """Seconds left, at least 0."""
+        left = self.at - time.monotonic()
+        return left if left > 0.0 else 0.0  # noqa: FURB136 - as above
 
 
 def poll_milliseconds(seconds: float) -> int | None:

@@ -28,6 +28,7 @@ def check_type(type: str) -> None:
 # Of asm-generic/socket.h, which the socket module does not name.
 _SO_PASSSEC = 34
 _SO_PASSPIDFD = 76
+_SO_PASSRIGHTS = 83
 
 
 def pass_no_credentials(handed: socket.socket) -> None:
@@ -39,6 +40,15 @@ def pass_no_credentials(handed: socket.socket) -> None:
     for option in (socket.SO_PASSCRED, _SO_PASSSEC, _SO_PASSPIDFD):
         with contextlib.suppress(OSError):  # a kernel that does not have it
             handed.setsockopt(socket.SOL_SOCKET, option, 0)
+
+
+def pass_no_files(connected: socket.socket) -> bool:
+    """Have the kernel refuse to send open files here (SO_PASSRIGHTS, since Linux 6.16); whether it does."""
+    try:
+        connected.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
+    except OSError:
+        return False
+    return True
 
 
 def adopt_descriptor(address: DescriptorAddress, type: str) -> socket.socket:

@@ -1,0 +1,268 @@
+"""A connected stream socket in an event loop: what comes in is handed on at once, what goes out waits for its room.
+
+The one place where bytes of calls are read and written for asyncio, of use to both ends. There is no task and no future
+here: the loop calls back when the socket is ready, one recvmsg(2) brings what there is, and one sendmsg(2) takes what
+has come together. Room for files is not given: whoever sends some is told off (MSG_CTRUNC, recvmsg(2)).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import select
+import socket
+from collections import deque
+from itertools import islice
+from typing import TYPE_CHECKING, Protocol
+
+from samehost import limits
+from samehost.errors import UnexpectedFiles
+from samehost.kernel.handed import pass_no_files
+
+if TYPE_CHECKING:
+    from samehost.protocol import Chunk, Payload
+
+# Plain numbers: `|` on the enumerations of the socket module costs more than half a system call.
+_RECEIVE_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
+_SEND_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+_CUT_SHORT = int(socket.MSG_CTRUNC)
+_VECTOR_MAX = 64
+_LAST_READS_MAX = 64
+_READS_MAX = 4
+
+
+class Owner(Protocol):
+    """Whoever a wire belongs to. None of these is called again once the wire is closed."""
+
+    def received(self, data: bytes) -> None:
+        """Take what one read has brought."""
+
+    def ended(self) -> None:
+        """Take note that the peer sends nothing more; it may still read."""
+
+    def lost(self, error: Exception) -> None:
+        """Take note that the connection is gone; close the wire."""
+
+    def drained(self) -> None:
+        """Take note that no output is pending any more."""
+
+    def stalled(self) -> None:
+        """Take note that the peer has read none of what is pending for too long."""
+
+
+class Wire(Protocol):
+    """What sessions and links talk through.
+
+    Attributes:
+        pending_bytes: what was sent and has found no room yet.
+        sent_bytes: what was sent and has found room, so far.
+    """
+
+    pending_bytes: int
+    sent_bytes: int
+
+    def read(self) -> None:
+        """Hand on what comes from now on."""
+
+    def pause(self) -> None:
+        """Leave what comes where it is, until `read` is called again."""
+
+    def read_now(self) -> object:
+        """Hand on what is there, if there is anything."""
+
+    @property
+    def is_hung_up(self) -> bool:
+        """Whether the peer has closed its end altogether, rather than its output alone."""
+
+    def send(self, chunks: list[Chunk]) -> None:
+        """Send as much as there is room for, and the rest as soon as there is some."""
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called."""
+
+    def close(self) -> None:
+        """End it, whatever is pending; a second time does nothing."""
+
+
+class SocketWire(Wire):
+    """A connected socket, ours to close, and its owner."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, connected: socket.socket, owner: Owner) -> None:
+        connected.setblocking(False)
+        self.pending_bytes = self.sent_bytes = 0
+        self._loop = loop
+        self._socket = connected
+        self._owner = owner
+        self._queue: deque[Payload] = deque()
+        self._is_reading = False
+        self._is_closed = False
+        self._has_ended = False
+        self._is_deaf = False
+        self._stall: asyncio.TimerHandle | None = None
+        self._room = limits.RECEIVE_BYTES_AT_FIRST
+        self._may_bring_files = not pass_no_files(connected)
+        # uvloop tells of an error (EPOLLERR) once, and not again of what can still be read then.
+        self._is_told_once = not isinstance(loop, asyncio.BaseEventLoop)
+        self._look: asyncio.TimerHandle | None = None
+
+    def read(self) -> None:
+        """Watch the socket."""
+        if not self._is_reading and not self._has_ended and not self.is_closed:
+            self._is_reading = True
+            self._loop.add_reader(self._socket.fileno(), self.read_now)
+
+    def pause(self) -> None:
+        """Watch it no more; what comes waits in the kernel."""
+        if self._is_reading:
+            self._is_reading = False
+            self._loop.remove_reader(self._socket.fileno())
+
+    def read_now(self) -> bool:
+        """Read once; whether there was something, and there may be more."""
+        found = 0
+        try:
+            if self._may_bring_files:
+                data, _, found, _ = self._socket.recvmsg(self._room, 0, _RECEIVE_FLAGS)
+            else:
+                data = self._socket.recv(self._room)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            self._owner.lost(error)
+            return False
+        if found & _CUT_SHORT:
+            self._owner.lost(UnexpectedFiles("the peer passed open files, and none were asked for; all are closed"))
+        elif data:
+            self._room = limits.RECEIVE_BYTES if len(data) == self._room else limits.RECEIVE_BYTES_AT_FIRST
+            self._owner.received(data)
+            if self._is_told_once and self._look is None and self._is_reading:
+                self._look = self._loop.call_later(limits.HANGUP_SECONDS, self._read_all)
+            return True
+        else:
+            self._has_ended = True
+            self.pause()
+            self._owner.ended()
+        return False
+
+    def _read_all(self) -> None:
+        """Read what there is, if nobody calls again."""
+        self._look = self._loop.call_later(0, self._read_all)  # after everybody else
+        for _ in range(_READS_MAX):
+            if not self._is_reading or not self.read_now():
+                self._look.cancel()
+                self._look = None
+                return
+
+    @property
+    def is_hung_up(self) -> bool:
+        """Whether the peer has closed its socket."""
+        poll = select.poll()
+        poll.register(self._socket.fileno(), 0)  # POLLHUP comes unasked for (poll(2))
+        return bool(poll.poll(0))
+
+    def send(self, chunks: list[Chunk]) -> None:
+        """Send what the kernel has room for, and queue the rest."""
+        if self._is_closed or self._is_deaf:
+            return
+        if not self._queue and len(chunks) == 1:
+            data = chunks[0][0]
+            try:
+                sent = self._socket.send(data, _SEND_FLAGS)
+            except BlockingIOError:
+                sent = 0
+            except OSError as error:
+                self._cannot_write(error)
+                return
+            self.sent_bytes += sent
+            if sent == len(data):
+                return
+            self._queue_up(memoryview(data)[sent:])
+        else:
+            was_empty = not self._queue
+            for data, _ in chunks:
+                self._queue_up(data)
+            if was_empty:
+                self._write_now()
+        if self._queue and self._stall is None:
+            self._loop.add_writer(self._socket.fileno(), self._write_now)
+            self._stall = self._loop.call_later(limits.OUTPUT_STALL_SECONDS, self._stalled)
+
+    def _queue_up(self, data: Payload) -> None:
+        self._queue.append(data)
+        self.pending_bytes += len(data)
+
+    def _write_now(self) -> None:
+        try:
+            while self._queue:
+                sent = self._socket.sendmsg(list(islice(self._queue, _VECTOR_MAX)), (), _SEND_FLAGS)
+                self._took(sent)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._cannot_write(error)
+            return
+        self._forget_output()
+        self._owner.drained()
+
+    def _took(self, sent: int) -> None:
+        self.pending_bytes -= sent
+        self.sent_bytes += sent
+        while sent:
+            first = self._queue.popleft()
+            if sent < len(first):
+                self._queue.appendleft(memoryview(first)[sent:])
+                sent = 0
+            else:
+                sent -= len(first)
+        if self._stall is not None and self._queue:
+            self._stall.cancel()
+            self._stall = self._loop.call_later(limits.OUTPUT_STALL_SECONDS, self._stalled)
+
+    def _stalled(self) -> None:
+        self._owner.stalled()
+
+    def _cannot_write(self, error: OSError) -> None:
+        """Drop all output, and tell the owner, but not while it is sending."""
+        self._forget_output()
+        if not self._is_deaf:
+            self._is_deaf = True
+            self._loop.call_soon(self._lose, error)
+
+    def _lose(self, error: OSError) -> None:
+        """Tell the owner, once it has got what the peer said before it left."""
+        for _ in range(_LAST_READS_MAX):
+            if not self._is_reading or not self._has_more:
+                break
+            self.read_now()
+        if not self.is_closed and not self._has_ended:
+            self._owner.lost(error)
+
+    @property
+    def _has_more(self) -> bool:
+        poll = select.poll()
+        poll.register(self._socket.fileno(), select.POLLIN)
+        return bool(poll.poll(0))
+
+    def _forget_output(self) -> None:
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
+            self._loop.remove_writer(self._socket.fileno())
+        self._queue.clear()
+        self.pending_bytes = 0
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the socket was closed."""
+        return self._is_closed
+
+    def close(self) -> None:
+        """Close the socket."""
+        if not self._is_closed:
+            self._is_closed = True
+            if self._look is not None:
+                self._look.cancel()
+            self.pause()
+            self._forget_output()
+            self._socket.close()
+            del self._owner  # or the two would keep each other, and half a frame, until the garbage is collected
