@@ -34,7 +34,7 @@ format: .venv/.dev  ## Format the code and fix what the linter can
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-bench: .venv/.dev  ## Measure
+bench: .venv/.bench  ## Measure
 	@$(BIN)/python -m bench $(ARGS)
 
 fuzz: .venv/.fuzz  ## Fuzz the protocol: over a million steps, then each parser for SECONDS (600)
@@ -48,7 +48,7 @@ lock:  ## Renew requirements/*.txt from *.in (ARGS=--upgrade: newest versions)
 	  { echo 'The lock is made on Python 3.11: make lock LOCK_PYTHON=...' >&2; exit 1; }
 	@$(LOCK_PYTHON) -m venv --clear build/lock
 	@build/lock/bin/python -m pip install -qq --disable-pip-version-check pip-tools==7.6.2
-	@cd requirements && for name in runtime dev fuzz; do \
+	@cd requirements && for name in runtime dev bench fuzz; do \
 	  env -u PIP_FIND_LINKS -u PIP_EXTRA_INDEX_URL PIP_CONFIG_FILE=/dev/null \
 	    CUSTOM_COMPILE_COMMAND='make lock' ../build/lock/bin/pip-compile --quiet \
 	    --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url \
@@ -77,6 +77,11 @@ $(BIN)/python:
 .venv/.dev: requirements/dev.txt | .venv/.runtime
 	@echo 'Setting up .venv for development'
 	@$(PIP_INSTALL) --require-hashes -r requirements/dev.txt
+	@touch $@
+
+.venv/.bench: requirements/bench.txt | .venv/.dev
+	@echo 'Setting up .venv for benchmarks'
+	@$(PIP_INSTALL) --require-hashes -r requirements/bench.txt
 	@touch $@
 
 .venv/.fuzz: requirements/fuzz.txt | .venv/.dev

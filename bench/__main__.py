@@ -9,7 +9,7 @@ import statistics
 import sys
 from collections.abc import Callable
 
-from bench import round_trip, startup
+from bench import calls, round_trip, startup
 
 Row = tuple[str, Callable[[], float]]
 """What is measured, and a function that does it once and gives seconds."""
@@ -48,6 +48,10 @@ def main() -> None:
     for theirs, title in (({0}, "both processes on one core"), ({1}, "a core each")):
         with round_trip.rows({0}, theirs) as rows:
             table(f"Round trip of 64 bytes, {title}", rows, rounds=15, unit="µs", scale=1e6)
+        with calls.round_trips({0}, theirs) as rows:
+            table(f"A call with a string of 64 bytes, {title}", rows, rounds=15, unit="µs", scale=1e6)
+    with calls.pipelines({0}, {1}) as rows:
+        table(f"The same, {calls.WINDOW} under way, a core each", rows, rounds=15, unit="µs a call", scale=1e6)
 
 
 if __name__ == "__main__":

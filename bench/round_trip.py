@@ -14,7 +14,7 @@ import tempfile
 import time
 from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing import connection as multiprocessing_connection
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import samehost
 import samehost.aio
@@ -117,32 +117,48 @@ def rows(ours: set[int], theirs: set[int]) -> Iterator[list[tuple[str, Callable[
         ours: the cores that clients run on.
         theirs: the cores that servers run on.
     """
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, ours)
-    with ExitStack() as stack:
-        stack.callback(os.sched_setaffinity, 0, before)
-        directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="samehost-"))
+    with running(ours, theirs) as (stack, directory):
         found = []
         for name, serve, client in ROWS:
             path = f"{directory}/{serve.__name__}"
-            server = subprocess.Popen([sys.executable, "-m", "bench.round_trip", serve.__name__, path])
-            os.sched_setaffinity(server.pid, theirs)
-            stack.callback(server.wait)
-            stack.callback(server.terminate)
+            start(stack, "bench.round_trip", serve.__name__, path, theirs)
             found.append((name, _trips(stack, client, path)))
         yield found
 
 
-def _trips(stack: ExitStack, client: Callable[[str], Iterator[None]], path: str) -> Callable[[], float]:
+@contextmanager
+def running(ours: set[int], theirs: set[int]) -> Iterator[tuple[ExitStack, str]]:
+    """What ends with a table, and a directory for its sockets; with this process on its cores."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, ours)
+    with ExitStack() as stack:
+        stack.callback(os.sched_setaffinity, 0, before)
+        yield stack, stack.enter_context(tempfile.TemporaryDirectory(prefix="samehost-"))
+
+
+def start(stack: ExitStack, module: str, function: str, path: str, cores: set[int]) -> None:
+    """Start the server's side of a row, on its cores."""
+    server = subprocess.Popen([sys.executable, "-m", module, function, path])
+    os.sched_setaffinity(server.pid, cores)
+    stack.callback(server.wait)
+    stack.callback(server.terminate)
+
+
+def connected(client: Callable[[str], Iterator[Any]], path: str) -> Iterator[Any]:
+    """A client that has had its first answer."""
     end = time.monotonic() + 10
     while True:
         trips = client(path)
         try:
             next(trips)
-            break
+            return trips
         except (OSError, samehost.errors.Unavailable):  # not listening yet
             assert time.monotonic() < end, f"nobody serves {path}"
             time.sleep(0.01)
+
+
+def _trips(stack: ExitStack, client: Callable[[str], Iterator[None]], path: str) -> Callable[[], float]:
+    trips = connected(client, path)
     stack.callback(trips.close)
 
     def measure() -> float:
