@@ -68,9 +68,9 @@ CONTROL = """
             elif line == "free\\n":
                 for descriptor in held:
                     os.close(descriptor)
-            else:
-                end()
             say("done")
+            if line == "close\\n":
+                end()  # last, as the program may be gone before another word
 """
 
 LONG_REST = """
