@@ -232,6 +232,8 @@ def ss():
     rows = {}
     for line in done.stdout.splitlines():
         words = line.split()
+        if len(words) < 8 or not (words[5] + words[7]).isdigit():
+            continue  # another program's, with a space or a line feed in its name
         users = {(int(pid), int(fd)) for pid, fd in re.findall(r"pid=(\d+),fd=(\d+)", line)}
         rows[int(words[5])] = (
             SS_TYPES[words[0]],
@@ -280,16 +282,17 @@ def test_it_agrees_with_ss(pair, need):
 
 def test_the_whole_host_agrees_with_ss(pair, need):
     need("ss")
-    theirs = ss()
+    before = ss()
     report = inspect()
+    theirs = ss()
     ours = {one.inode: one for one in report.sockets}
     for connection in report.connections:
         for end in (connection.near, connection.far):
             if end is not None:
                 ours[end.inode] = end
     here = {inode for inode, one in ours.items() if one.network_namespace == "this"}
-    # Other programs of the host may come and go between the two.
-    held = {inode for inode in theirs.keys() & here if theirs[inode][5]}
+    # Other programs of the host may come and go meanwhile.
+    held = {inode for inode in theirs.keys() & here if theirs[inode][5] and theirs[inode] == before.get(inode)}
     assert {one.inode for one in inspect(pair.path).sockets} <= held
     for inode in held:
         holders = {(holder.pid, holder.descriptor) for holder in ours[inode].holders}
