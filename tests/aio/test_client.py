@@ -133,7 +133,7 @@ async def test_calls_made_in_one_turn_of_the_loop_go_out_together(place: Path) -
         await answer_all(script)
 
     async with scripted(place / "s", script), await aio.connect(place / "s") as client:
-        await asyncio.sleep(0.01)
+        await eventually(lambda: reads, "the preface has come by itself")
         assert await asyncio.gather(*(client.call("m", number) for number in range(20))) == [[n] for n in range(20)]
     assert [len(protocol.accept(0xF5).receive_data(b"".join(reads)))] == [20]
 
