@@ -95,14 +95,18 @@ class Claim:
 
     def release_path(self) -> None:
         """Remove the path and give up the lock, but leave the socket open."""
-        place, self._place = self._place, None
+        place = self._place
         if place is None:
             return
+        # Each step is noted once it is done: a signal handler that comes in has to be able to finish what was begun.
         try:
             if self.is_claimer:
                 place.remove()
         finally:
-            place.close(remove_lock=self.is_claimer)
+            try:
+                place.close(remove_lock=self.is_claimer)
+            finally:
+                self._place = None
 
     def release(self) -> None:
         """Remove the path, close the socket, give up the lock. A second time does nothing."""
@@ -140,12 +144,14 @@ class _Place:
         return Hold.HELD if same_file and _identity(status) == self.inode else Hold.REPLACED
 
     def remove(self) -> None:
-        inode, self.inode = self.inode, None
-        if inode is None:
+        if self.inode is None:
             return
-        with suppress(FileNotFoundError):
-            if _identity(os.lstat(self.leaf, dir_fd=self.directory)) == inode:
-                os.unlink(self.leaf, dir_fd=self.directory)
+        try:
+            with suppress(FileNotFoundError):
+                if _identity(os.lstat(self.leaf, dir_fd=self.directory)) == self.inode:
+                    os.unlink(self.leaf, dir_fd=self.directory)
+        finally:
+            self.inode = None
 
     def abandon(self, bound: socket.socket) -> None:
         """Undo the bind, also if an exception such as KeyboardInterrupt came before the inode was remembered."""
@@ -158,7 +164,9 @@ class _Place:
         try:
             self.lock.release(remove=remove_lock)
         finally:
-            os.close(self.directory)
+            directory, self.directory = self.directory, -1
+            if directory >= 0:
+                os.close(directory)
 
 
 def claim(request: Request) -> Claim:

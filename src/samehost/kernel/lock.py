@@ -131,14 +131,17 @@ class PathLock:
         return os.path.samestat(found, os.fstat(descriptor))
 
     def release(self, *, remove: bool) -> None:
-        """Give the lock up.
+        """Give the lock up. A second time does nothing.
 
         Args:
             remove: take the file away as well, which only the process that claimed the address may do.
         """
         try:
-            if remove and self._is_at_path(self._descriptor):
+            if remove and self._descriptor >= 0 and self._is_at_path(self._descriptor):
                 os.unlink(self._leaf, dir_fd=self._directory)
         finally:
-            os.close(self._descriptor)
-            os.close(self._directory)
+            descriptors = self._descriptor, self._directory
+            self._descriptor = self._directory = -1
+            for descriptor in descriptors:
+                if descriptor >= 0:
+                    os.close(descriptor)
