@@ -1,4 +1,4 @@
-"""The main jobs, visibly: a socket with a server, a client and a look between them, and then a service on one."""
+"""The main jobs, visibly: a socket with a server, a client and a look between them, a service, and shared memory."""
 
 import atexit
 import os
@@ -146,6 +146,9 @@ def service(directory: str) -> None:
     show("A call from the shell")
     command("call", path, "now", "zone=Asia/Tokyo" if available_timezones() else "zone=UTC")
 
+    show("A method that streams: a line for each item, until the reader leaves")
+    command("call", path, "ticks", "every=0.2", "--count", "3")
+
     show("A wrong argument: the method never sees it, and the caller is told the place")
     command("call", path, "now", "zone:=3", code=1)
 
@@ -166,6 +169,19 @@ def service(directory: str) -> None:
     end(server, directory)
 
 
+def pictures(directory: str) -> None:
+    path = f"{directory}/camera.sock"
+
+    show("A camera, 1920 x 1080 at 60 a second (examples/camera.py): its viewers look at its memory, nothing is copied")
+    server = start("serve", "camera", "--address", path)
+    print("$ python camera.py view", flush=True)
+    viewer = [sys.executable, f"{EXAMPLES}/camera.py", "view", path]
+    with subprocess.Popen(viewer, stdout=subprocess.PIPE) as viewing:
+        said(viewing)
+        viewing.send_signal(signal.SIGINT)
+    end(server, directory)
+
+
 def main() -> None:
     if not sys.stdout.isatty():
         os.environ["TERM"] = "dumb"  # plain text, although the commands below run in a terminal
@@ -173,6 +189,7 @@ def main() -> None:
         os.chmod(directory, 0o711)  # so that another user can be refused by the service, and not by the directory
         socket(directory)
         service(directory)
+        pictures(directory)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ event loop; nothing here needs a lock. Try it from a shell::
     python examples/jobs.py &
     samehost call jobs submit 'text=for i in 25 50 75 100; do echo $i%; sleep 0.1; done'
     samehost call jobs status job=1
+    samehost call jobs follow job=1
     samehost call jobs wait job=1 --timeout 60
     samehost call jobs output job=1
 """
@@ -85,8 +86,10 @@ class Entry:
 
     def __init__(self, job: Job, command: tuple[str, ...], slots: asyncio.Semaphore) -> None:
         self.job = job
-        self.output = bytearray()
+        self.output = bytearray()  # the last of it
+        self.printed_bytes = 0  # all of it
         self.over = asyncio.Event()
+        self._news = asyncio.Event()
         self._is_cancelled = False
         self._group = 0
         self._task = asyncio.create_task(self._run(command, slots))
@@ -100,6 +103,11 @@ class Entry:
                 self._task.cancel()
             else:
                 self._terminate()
+
+    async def news(self) -> None:
+        """Wait until it prints something, or is over."""
+        if not self.over.is_set():
+            await self._news.wait()
 
     async def _run(self, command: tuple[str, ...], slots: asyncio.Semaphore) -> None:
         async with slots:
@@ -124,10 +132,19 @@ class Entry:
 
     async def _read(self, pipe: asyncio.StreamReader) -> None:
         while piece := await pipe.read(65536):
-            self.output += piece
-            del self.output[:-OUTPUT_BYTES_MAX]
+            self._keep(piece)
             if printed := PERCENT.findall(self.output[-256:]):
                 self.job.progress = min(int(printed[-1]), 100) / 100
+
+    def _keep(self, piece: bytes) -> None:
+        self.output += piece
+        self.printed_bytes += len(piece)
+        del self.output[:-OUTPUT_BYTES_MAX]
+        self._tell()
+
+    def _tell(self) -> None:
+        self._news.set()
+        self._news = asyncio.Event()
 
     def _terminate(self) -> None:
         if self._group:
@@ -144,13 +161,14 @@ class Entry:
     def _ended(self, task: asyncio.Task[None]) -> None:
         error = None if task.cancelled() else task.exception()
         if error is not None:  # no memory, too many processes
-            self.output += f"{error}\n".encode()
+            self._keep(f"{error}\n".encode())
         if self._is_cancelled:
             self.job.state = State.CANCELLED
         else:
             self.job.state = State.DONE if self.job.exit_code == 0 else State.FAILED
         self.job.ended = datetime.now(UTC)
         self.over.set()
+        self._tell()
         logger.info("job %d: %s", self.job.id, self.job.state)
 
 
@@ -235,7 +253,10 @@ def list_jobs(call: samehost.Call) -> list[Job]:
 async def wait(job: int, call: samehost.Call) -> Job:
     """Wait until a job is over, for as long as the call's deadline allows. The job goes on if it passes."""
     entry: Entry = call.state.get(job)
-    await entry.over.wait()
+    while not entry.over.is_set():
+        if entry.job.progress is not None:
+            call.progress(entry.job.progress, 1.0)
+        await entry.news()
     return entry.job
 
 
@@ -253,6 +274,20 @@ def output(job: int, call: samehost.Call, last: Annotated[int, msgspec.Meta(ge=1
     """What a job has printed until now, the last so many bytes of it."""
     entry: Entry = call.state.get(job)
     return bytes(entry.output[-last:])
+
+
+@jobs.method
+async def follow(job: int, call: samehost.Call) -> AsyncIterator[bytes]:
+    """What a job has printed, and then what it prints, until it is over."""
+    entry: Entry = call.state.get(job)
+    given = 0
+    while given < entry.printed_bytes or not entry.over.is_set():
+        new = entry.printed_bytes - given
+        given = entry.printed_bytes
+        if new:
+            yield bytes(entry.output[-new:])
+        else:
+            await entry.news()
 
 
 if __name__ == "__main__":

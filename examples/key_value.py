@@ -7,6 +7,8 @@ Methods are plain functions that run in threads, as SQLite blocks. Try it from a
     samehost call key-value put key=colour value=blue ttl=60
     samehost call key-value get key=colour
     samehost call key-value keys prefix=co
+
+`samehost call key-value changes` prints every change from then on, until Ctrl-C.
 """
 
 import logging
@@ -15,11 +17,11 @@ import sqlite3
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from itertools import takewhile
 
-from key_value_client import Conflict, Count, Entry, Key, KeyValue, NoSuchKey, Seconds
+from key_value_client import Change, Conflict, Count, Entry, Key, KeyValue, NoSuchKey, Seconds
 
 import samehost
 
@@ -39,7 +41,8 @@ SCHEMA = """
 class Store:
     """The table. One connection and one lock do: SQLite has one writer at a time anyway, and reads are short."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, tell: Callable[[Change], None]) -> None:
+        self._tell = tell  # called with the lock held, so that changes are told in their order
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))  # for our user alone, as the socket is
         # Every write begins with a DELETE, and so IMMEDIATE makes one transaction of all that follows.
         self._database = sqlite3.connect(path, isolation_level="IMMEDIATE", check_same_thread=False)
@@ -67,25 +70,29 @@ class Store:
             return list(takewhile(lambda key: key.startswith(prefix), (key for (key,) in rows)))
 
     def put(self, key: str, value: bytes, ttl: float | None, expected: int | None = None) -> int:
-        with self._lock, self._database:
-            self._forget_expired()
-            if expected is not None:
-                row = self._database.execute("SELECT version FROM entries WHERE key = ?", (key,)).fetchone()
-                found: int = row[0] if row else 0
-                if found != expected:
-                    raise Conflict(f"{key!r} has version {found}, not {expected}", data=found)
-            expires = None if ttl is None else time.time() + ttl
-            cursor = self._database.execute(
-                "INSERT OR REPLACE INTO entries (key, value, expires) VALUES (?, ?, ?)", (key, value, expires)
-            )
-        assert cursor.lastrowid is not None
+        with self._lock:
+            with self._database:
+                self._forget_expired()
+                if expected is not None:
+                    row = self._database.execute("SELECT version FROM entries WHERE key = ?", (key,)).fetchone()
+                    found: int = row[0] if row else 0
+                    if found != expected:
+                        raise Conflict(f"{key!r} has version {found}, not {expected}", data=found)
+                expires = None if ttl is None else time.time() + ttl
+                cursor = self._database.execute(
+                    "INSERT OR REPLACE INTO entries (key, value, expires) VALUES (?, ?, ?)", (key, value, expires)
+                )
+            assert cursor.lastrowid is not None
+            self._tell(Change(key, cursor.lastrowid))
         return cursor.lastrowid
 
     def delete(self, key: str) -> None:
-        with self._lock, self._database:
-            self._forget_expired()
-            if not self._database.execute("DELETE FROM entries WHERE key = ?", (key,)).rowcount:
-                raise NoSuchKey(f"there is nothing under {key!r}")
+        with self._lock:
+            with self._database:
+                self._forget_expired()
+                if not self._database.execute("DELETE FROM entries WHERE key = ?", (key,)).rowcount:
+                    raise NoSuchKey(f"there is nothing under {key!r}")
+            self._tell(Change(key, 0))
 
     def _forget_expired(self) -> None:
         self._database.execute("DELETE FROM entries WHERE expires <= ?", (time.time(),))
@@ -96,12 +103,13 @@ class Store:
 
 
 store = samehost.Service("key-value", interface=KeyValue)
+changes = store.topic("changes", Change, queue=1000, slow="disconnect", doc="Every write and removal, in their order.")
 
 
 @store.lifespan
 async def open_file() -> AsyncIterator[Store]:
     """Open the file before the first call, and close it after the last."""
-    opened = Store(os.environ.get("KEY_VALUE_FILE", "key_value.db"))
+    opened = Store(os.environ.get("KEY_VALUE_FILE", "key_value.db"), changes.publish)
     try:
         yield opened
     finally:

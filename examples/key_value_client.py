@@ -7,6 +7,7 @@ A client needs this module and samehost, and no more::
         store.compare_and_set("colour", b"green", version)
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated
@@ -32,6 +33,18 @@ class Entry:
     value: bytes
     version: int
     expires: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A key that was written or removed.
+
+    Attributes:
+        version: of what is there now; 0 for nothing.
+    """
+
+    key: str
+    version: int
 
 
 class NoSuchKey(samehost.ServiceError):
@@ -79,4 +92,11 @@ class KeyValue(samehost.Client):
 
     def delete(self, key: Key) -> None:
         """Remove a key. Raises NoSuchKey."""
+        raise NotImplementedError
+
+    def changes(self) -> Iterator[Change]:
+        """Every write and removal from now on, in their order, but not what expires.
+
+        Whoever falls far behind is cut off, with a CallError `too_slow`, and has to read again what it wants to know.
+        """
         raise NotImplementedError

@@ -7,6 +7,7 @@ root, and the user that the collector runs as, read everything. Try it from a sh
     samehost call log-collector log level=30 name=backup 'text=the disk is full' --notify
     samehost call log-collector query level=30
 
+For root, and for that user, `samehost call log-collector tail` prints the records that come from now on, until Ctrl-C.
 What Python programs take from here is `CollectorHandler`, as in
 `logging.basicConfig(handlers=[logging.StreamHandler(), CollectorHandler()])`.
 """
@@ -183,6 +184,7 @@ def read(line: bytes) -> Record | None:
 
 
 collector = samehost.Service("log-collector", allow=samehost.ANYONE)
+tail = collector.topic("tail", Record, queue=1000, allow=ADMINS, doc="Every record as it comes.")
 
 
 @collector.lifespan
@@ -200,7 +202,9 @@ def log(call: samehost.Call, level: int, name: str, text: Text, created: Moment 
     """Keep a record. To be notified, not called."""
     files: Collector = call.state
     received = datetime.now(UTC)
-    files.take(Record(level, name, text, created or received, received, call.peer.uid, call.peer.pid))
+    record = Record(level, name, text, created or received, received, call.peer.uid, call.peer.pid)
+    files.take(record)
+    tail.publish(record)
 
 
 @collector.method(idempotent=True, timeout=20.0, errors={PermissionError: "not_permitted"})

@@ -8,11 +8,17 @@ import dataclasses
 import datetime as dt
 import decimal
 import enum
+import os
+import socket
 import typing
 import uuid
+from collections.abc import AsyncIterator, Generator, Iterable, Iterator
 
 import msgspec
+import numpy as np
 
+from samehost.kernel.blob import Blob
+from samehost.kernel.files import File
 from samehost.peer import allow
 from samehost.service.service import Service
 
@@ -177,3 +183,71 @@ def kv_get(key: str, low: float = float("-inf")) -> str:
 @every.method(name="close")
 def close_() -> None:
     "Hides 'what' \"clients\" have \\ \x1b[31m"
+
+
+# Streams
+
+
+@every.method
+def leaves(count: int, *, spot: Spot = Spot(1)) -> Iterator[Node]:
+    """Trees without branches."""
+    for number in range(count):
+        yield Node(number, best=spot)
+
+
+@every.method
+def spell(text: str) -> Generator[str, None, int]:
+    yield from text
+    return len(text)
+
+
+@every.method
+async def scaled(label: str, items: AsyncIterator[int], factor: float = 2.0) -> AsyncIterator[tuple[str, float]]:
+    async for item in items:
+        yield label, item * factor
+
+
+@every.method
+def area(items: Iterable[Circle | Square], *, unit: Level = Level.LOW) -> float:
+    return sum(one.side**2 if isinstance(one, Square) else 3 * one.radius**2 for one in items) * unit
+
+
+@every.method
+async def gather(first: int = 0, *, items: AsyncIterator[Spot], last: int) -> list[Spot]:
+    return [Spot(first), *[item async for item in items], Spot(last)]
+
+
+moves = every.topic("moves", Spot, queue=8, doc="Where it is now.")
+raw = every.topic("kv.raw", bytes, queue=1, slow="disconnect", allow=allow(uid=0))
+
+
+@every.method
+def move(to: Spot) -> int:
+    moves.publish(to)
+    return moves.subscribers
+
+
+# What travels beside the bytes
+
+
+@every.method
+def read_files(file: typing.BinaryIO, other: File | None = None, *, more: list[typing.IO[bytes]] = []) -> bytes:
+    contents = [file.read(), *(one.read() for one in more)]
+    return b"|".join(contents if other is None else [*contents, os.read(other.fileno(), 100)])
+
+
+@every.method
+def pair() -> tuple[socket.socket, File]:
+    ours, theirs = socket.socketpair()
+    return ours, File(theirs.detach())
+
+
+@every.method
+def turned(blob: Blob) -> Blob:
+    return Blob(bytes(blob)[::-1])
+
+
+@every.method
+async def sums(items: AsyncIterator[np.ndarray]) -> AsyncIterator[np.ndarray]:
+    async for item in items:
+        yield item.sum(axis=0)

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import array
 import enum
 import math
+import pickle
+import socket
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from datetime import datetime, timedelta, tzinfo
-from typing import Any, NamedTuple, TypedDict
+from typing import IO, Any, BinaryIO, NamedTuple, TextIO, TypedDict
 
 import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from samehost.codec import CODECS, JSON, MSGPACK, CannotDecode, CannotEncode, types_in
+import samehost
+from samehost.codec import CODECS, JSON, MSGPACK, CannotDecode, CannotEncode
+from samehost.extensions import BLOBS, FILES, kinds_in, travels_beside, types_in
 from samehost.limits import NESTING_MAX
 
 
@@ -309,3 +316,76 @@ def test_what_is_encoded_comes_back(value):
 def test_json_has_no_infinity_and_messagepack_has():
     assert MSGPACK.decode_to(float)(MSGPACK.encode(math.inf)) == math.inf
     assert JSON.encode(math.inf) == b"null"
+
+
+# What travels beside the bytes.
+
+
+class Unknown:
+    """A class that msgspec does not know, and nobody else does."""
+
+
+def test_types_that_travel_beside_the_bytes_are_told_from_those_that_do_not():
+    for kind in (samehost.File, samehost.Blob, socket.socket, BinaryIO, IO):
+        assert travels_beside(kind)
+    for kind in (Unknown, str, TextIO, samehost.Peer, IO[bytes], None, "File"):
+        assert not travels_beside(kind)
+
+
+@pytest.mark.parametrize(
+    ("kind", "kinds"),
+    [
+        (int, 0),
+        (dict[str, list[datetime]], 0),
+        (Unknown, 0),
+        (Node, 0),
+        (bytes, BLOBS),
+        (list[bytearray | None], BLOBS),
+        (memoryview, BLOBS),
+        (Any, BLOBS),
+        (list, BLOBS),
+        (msgspec.Raw, BLOBS),
+        (samehost.Blob, BLOBS),
+        (dict[str, samehost.File], FILES),
+        (BinaryIO, FILES),
+        (IO[bytes] | None, FILES),
+        (tuple[socket.socket, samehost.Blob], FILES | BLOBS),
+    ],
+)
+def test_types_say_whether_their_values_can_hold_files_or_blobs(kind, kinds):
+    assert kinds_in(kind) == kinds
+
+
+def test_a_class_that_nobody_knows_is_neither_written_nor_read(codec):
+    with pytest.raises(CannotEncode, match="Encoding objects of type Unknown is unsupported"):
+        codec.encode([Unknown()])
+    with pytest.raises(CannotDecode, match=r"^\$\[0\]: type Unknown is unsupported$"):
+        codec.decode_to(list[Unknown])(codec.encode([1]))
+
+
+def test_blobs_and_other_buffers_are_among_the_bytes_where_nothing_is_beside_them(codec):
+    for value in (samehost.Blob(b"abc"), array.array("B", b"abc"), pickle.PickleBuffer(b"abc")):
+        assert codec.decode_to(list[bytes])(codec.encode([value])) == [b"abc"]
+        assert bytes(codec.decode_to(samehost.Blob)(codec.encode(value))) == b"abc"
+
+
+def test_a_type_with_a_blob_in_it_is_not_searched_for_depth():
+    data = MSGPACK.encode([samehost.Blob(b"\x91" * 1000)])
+    assert bytes(MSGPACK.decode_to(list[samehost.Blob])(data)[0]) == b"\x91" * 1000
+
+
+def test_a_service_with_files_and_blobs_imports_nothing_of_the_kernel_before_it_is_declared():
+    code = """
+import sys
+import samehost.extensions
+from samehost.codec import MSGPACK
+assert not [name for name in sys.modules if name.startswith("samehost.kernel")]
+import socket
+from typing import BinaryIO
+for kind in (BinaryIO, socket.socket):
+    MSGPACK.decode_to(list[kind])
+    assert samehost.extensions.kinds_in(list[kind]) == samehost.extensions.FILES
+assert "numpy" not in sys.modules
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=False)
+    assert ended.returncode == 0, ended.stderr.decode()

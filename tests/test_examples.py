@@ -17,9 +17,10 @@ import zlib
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from zoneinfo import available_timezones
 
+import numpy as np
 import pytest
 from support import NOBODY, SAMEHOST, Program, needs_root, python_as, run, until
 
@@ -137,7 +138,7 @@ print(sorted(set(sys.modules) - before))
 
 # What their docstrings say.
 
-SERVICES = ["clock", "jobs", "key_value", "log_collector", "secrets_agent", "thumbnails"]
+SERVICES = ["camera", "clock", "data_loader", "jobs", "key_value", "log_collector", "secrets_agent", "thumbnails"]
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -209,6 +210,13 @@ def test_only_root_sets_the_clock(open_place: Path) -> None:
             clock.set_time(to="2030-01-01T00:00:00")
 
 
+def test_the_clock_ticks(place: Path) -> None:
+    with serving("clock", place) as clock, clock.ticks(every=0.01) as ticks:
+        told = [next(ticks) for _ in range(3)]
+        assert told == sorted(told)
+        assert abs((datetime.now(UTC) - told[0]).total_seconds()) < 60
+
+
 # The key-value store.
 
 
@@ -240,6 +248,21 @@ def test_the_store_lists_keys_by_prefix_a_page_at_a_time(place: Path) -> None:
         assert page == ["b/1", "b/2"]
         assert store.keys("b/", after=page[-1], limit=2) == ["b/3"]
         assert store.keys() == ["a", "b%", "b/1", "b/2", "b/3", "c"]
+
+
+def test_the_store_tells_what_changes_in_its_order(place: Path) -> None:
+    shared = importlib.import_module("key_value_client")
+    with serving("key_value", place, shared.KeyValue) as store, store.changes() as changes:
+        first = store.put("colour", b"blue")
+        with pytest.raises(shared.Conflict):
+            store.compare_and_set("colour", b"red", first + 1)
+        second = store.compare_and_set("colour", b"red", first)
+        store.delete("colour")
+        assert [next(changes) for _ in range(3)] == [
+            shared.Change("colour", first),
+            shared.Change("colour", second),
+            shared.Change("colour", 0),
+        ]
 
 
 def test_the_store_forgets_what_has_expired(place: Path) -> None:
@@ -317,6 +340,28 @@ def test_a_job_tells_its_progress_output_and_end(place: Path) -> None:
         assert jobs.output(number + 1) == b"42\n"
 
 
+def test_what_a_job_prints_and_how_far_it_is_is_told_at_once(place: Path) -> None:
+    with serving("jobs", place) as jobs:
+        fifo = place / "go"
+        os.mkfifo(fifo)
+        number = jobs.submit(text=f"echo 40%; read line <{fifo}; echo all done")["id"]
+        with jobs.follow(number) as printed:
+            assert next(printed) == b"40%\n"
+            fifo.write_text("\n")
+            assert b"".join(printed) == b"all done\n"
+        assert list(jobs.follow(number)) == [b"40%\nall done\n"]
+
+        number = jobs.submit(text=f"echo 70%; read line <{fifo}")["id"]
+        told = []
+
+        def hear(progress: samehost.Progress) -> None:
+            told.append((progress.done, progress.total))
+            fifo.write_text("\n")
+
+        assert jobs.call("wait", number, progress=hear)["state"] == "done"
+        assert told == [(0.7, 1.0)]
+
+
 def test_the_job_runner_refuses_what_cannot_be(place: Path) -> None:
     with serving("jobs", place) as jobs:
         with pytest.raises(samehost.ServiceError) as caught:
@@ -376,6 +421,13 @@ def test_records_come_in_order_with_who_sent_them(place: Path) -> None:
         assert collector.query(limit=1) == found[-1:]
 
 
+def test_records_are_told_as_they_come(place: Path) -> None:
+    with serving("log_collector", place) as collector, collector.subscribe("tail") as tail:
+        collector.notify("log", level=20, name="test", text="one")
+        collector.notify("log", level=20, name="test", text="two")
+        assert texts([next(tail), next(tail)]) == ["one", "two"]
+
+
 @contextlib.contextmanager
 def handler(module: Any, address: object) -> Iterator[logging.Logger]:
     """A logger that sends to the collector."""
@@ -430,6 +482,7 @@ client.notify("log", level=40, name="sshd", text="again")
 while len(client.query()) < 2: pass
 print([(record["uid"], record["text"]) for record in client.query()], flush=True)
 print(refusal("query", uid=0), flush=True)
+print(refusal("tail"), flush=True)
 """
     with serving("log_collector", open_place) as collector:
         collector.notify("log", level=20, name="root", text="a secret")
@@ -437,6 +490,7 @@ print(refusal("query", uid=0), flush=True)
         with as_nobody(code, collector.address) as nobody:
             assert nobody.line() == f"[({NOBODY}, 'I am root, honestly'), ({NOBODY}, 'again')]"
             assert nobody.line().startswith(f"NotPermitted : query: uid {NOBODY} ")
+            assert nobody.line().startswith(f"NotPermitted : tail: uid {NOBODY} ")
             assert nobody.end() == 0
         assert [record["uid"] for record in collector.query()] == [0, NOBODY, NOBODY]
 
@@ -628,3 +682,202 @@ def workers(server: int) -> list[int]:
     found = Path(f"/proc/{server}/task/{server}/children").read_text().split()
     found += [pid for task in Path(f"/proc/{server}/task").iterdir() for pid in (task / "children").read_text().split()]
     return [int(pid) for pid in set(found) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+# The camera.
+
+SECONDS = int(os.environ.get("SAMEHOST_TEST_SECONDS", "8"))
+"""How long is looked at the camera; a minute tells more."""
+
+SAID = re.compile(r"(\d+) pictures, at most ([\d.]+) ms old, (\d+) missed so far")
+
+
+class Seen(NamedTuple):
+    """What a viewer says of a second; of several, together."""
+
+    pictures: int
+    oldest: float
+    missed: int
+
+
+class Usage(NamedTuple):
+    """What a process uses: seconds of CPU so far, KiB of memory."""
+
+    cpu: float
+    rss: int
+    pss: int
+    anonymous: int
+
+
+def usage(pid: int) -> Usage:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    memory = dict(re.findall(r"^(\w+): +(\d+) kB$", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE))
+    cpu = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return Usage(cpu, int(memory["Rss"]), int(memory["Pss"]), int(memory["Pss_Anon"]))
+
+
+class Mapping(NamedTuple):
+    """Memory that a process sees: proc_pid_maps(5)."""
+
+    begin: int
+    end: int
+    rights: str
+    inode: int
+    name: str
+
+
+def mappings(pid: int | str) -> list[Mapping]:
+    found = []
+    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+        (begin, end), rights, _, _, inode, *name = line.split()[0].split("-"), *line.split(maxsplit=5)[1:]
+        found.append(Mapping(int(begin, 16), int(end, 16), rights, int(inode), "".join(name)))
+    return found
+
+
+def arenas(pid: int | str) -> dict[int, Mapping]:
+    """The segments of arenas that a process sees, its own and others', by inode."""
+    return {found.inode: found for found in mappings(pid) if found.name.startswith("/memfd:samehost-arena")}
+
+
+def segment_of(array: Any) -> Mapping:
+    """The segment that an array, or any bytes, lies in; there must be one, which cannot be written here."""
+    flat = np.frombuffer(array, np.uint8)
+    begin = flat.__array_interface__["data"][0]
+    (segment,) = [arena for arena in arenas("self").values() if arena.begin <= begin and begin + len(flat) <= arena.end]
+    assert segment.rights == "r--s"
+    return segment
+
+
+@contextlib.contextmanager
+def viewing(address: Path) -> Iterator[Program]:
+    """A viewer, from its first word on."""
+    with Program([sys.executable, str(EXAMPLES / "camera.py"), "view", str(address)]) as viewer:
+        look(viewer)
+        yield viewer
+        viewer.signal(signal.SIGINT)
+        assert viewer.end() == 0, viewer.errors()
+
+
+def look(viewer: Program) -> Seen:
+    """What a viewer says next, once a second is over."""
+    said = SAID.fullmatch(viewer.line())
+    assert said is not None
+    return Seen(int(said[1]), float(said[2]), int(said[3]))
+
+
+def look_for(seconds: int, viewers: list[Program]) -> list[Seen]:
+    """What each of them says of some seconds."""
+    said = list(zip(*[[look(viewer) for viewer in viewers] for _ in range(seconds)], strict=True))
+    return [Seen(sum(s.pictures for s in each), max(s.oldest for s in each), each[-1].missed) for each in said]
+
+
+@pytest.mark.timeout(60 + 2 * SECONDS)
+def test_60_large_pictures_a_second_for_three_viewers_cost_the_same_all_the_time(place: Path) -> None:
+    address = place / "service.sock"
+    with running("camera", address) as camera, contextlib.ExitStack() as stack:
+        viewers = [stack.enter_context(viewing(address)) for _ in range(3)]
+        look_for(1, viewers)
+        processes = {"camera": camera, **{f"viewer {number}": viewer for number, viewer in enumerate(viewers, 1)}}
+        usages, memory, seen = [], [], []
+        for _ in range(2):
+            usages.append({name: usage(process.pid) for name, process in processes.items()})
+            memory.append(set(arenas(camera.pid)))
+            seen.append(look_for(SECONDS // 2, viewers))
+        usages.append({name: usage(process.pid) for name, process in processes.items()})
+        memory.append(set(arenas(camera.pid)))
+        for viewer in viewers:
+            seen_arenas = arenas(viewer.pid)
+            assert set(seen_arenas) <= memory[-1]
+            assert {arena.rights for arena in seen_arenas.values()} == {"r--s"}
+    tell(usages, seen, memory)
+    for each in zip(*seen, strict=True):
+        assert sum(part.pictures for part in each) > 0.5 * 60 * SECONDS
+    assert len(memory[-1]) <= 8, "a machine that is busy makes viewers late, but that is two pictures in each"
+    for name in processes:
+        first, middle, last = (each[name] for each in usages)
+        assert last.anonymous - first.anonymous < 4096, f"{name} grows"
+        assert last.cpu - middle.cpu < 1.5 * (middle.cpu - first.cpu) + 0.2, f"{name} costs more and more"
+
+
+def tell(usages: list[dict[str, Usage]], seen: list[list[Seen]], memory: list[set[int]]) -> None:
+    """Print what there was to be seen, for `pytest -rP`."""
+    for name in usages[0]:
+        cpu, *kib = zip(*(each[name] for each in usages), strict=True)
+        print(f"{name}: {(cpu[-1] - cpu[0]) / SECONDS:.3f} s of CPU a second")
+        for what, values in zip(("RSS", "PSS", "anonymous"), kib, strict=True):
+            print(f"{name}: {what} {', '.join(map(str, values))} KiB, at the begin, in the middle and at the end")
+    for number, halves in enumerate(zip(*seen, strict=True), 1):
+        print(f"viewer {number}, in each half: {halves}")
+    print(f"segments of the arena: {', '.join(str(len(inodes)) for inodes in memory)}")
+
+
+def test_a_picture_is_the_camera_s_own_memory(place: Path) -> None:
+    module = importlib.import_module("camera")
+    address = place / "service.sock"
+    with (
+        running("camera", address) as camera,
+        samehost.connect(address, wait=WAIT) as client,
+        client.subscribe("frames", module.Frame) as frames,
+    ):
+        for _ in range(30):
+            frame = next(frames)
+            assert module.row_of_bar(frame) == frame.number % module.HEIGHT
+            assert segment_of(frame.pixels.view).inode in arenas(camera.pid)
+        del frame
+
+
+def test_a_viewer_that_is_stopped_and_then_killed_costs_the_others_nothing(place: Path) -> None:
+    address = place / "service.sock"
+
+    def of_frames(what: str) -> int:
+        figures: dict[str, int] = client.call("samehost.stats")["topics"]["frames"]
+        return figures[what]
+
+    with (
+        running("camera", address) as camera,
+        samehost.connect(address, wait=WAIT) as client,
+        viewing(address) as first,
+        viewing(address) as second,
+    ):
+        others = [first, second]
+        with Program([sys.executable, str(EXAMPLES / "camera.py"), "view", str(address)]) as third:
+            look(third)
+            before = look_for(1, others)
+            third.signal(signal.SIGSTOP)
+            until(lambda: of_frames("dropped") >= 60, "it misses pictures for a second")
+            segments = len(arenas(camera.pid))
+            assert segments <= 8
+            third.signal(signal.SIGKILL)
+            third.end()
+        until(lambda: of_frames("subscribers") == 2, "it is forgotten")
+        for was, seen in zip(before, look_for(3, others), strict=True):
+            assert seen.pictures > 60
+            assert seen.missed <= was.missed + 5
+        assert len(arenas(camera.pid)) <= segments + 1
+
+
+# The data loader.
+
+
+def test_batches_are_the_loader_s_own_memory(place: Path) -> None:
+    module = importlib.import_module("data_loader")
+    with serving("data_loader", place, module.Loader) as loader:
+        batches = loader.batches(20, size=16, seed=3)
+        for batch in batches:
+            for array in (batch.pictures, batch.labels):
+                assert segment_of(array).inode in arenas(loader.peer.pid)
+            assert (batch.pictures[:, 0].argmax(axis=1) == batch.labels).all()
+        assert batches.progress.total == 20
+        assert (
+            next(loader.batches(1, size=16, seed=3)).labels == next(loader.batches(1, size=16, seed=3)).labels
+        ).all()
+        del batch, array
+
+
+def test_a_trainer_learns_from_the_loader(place: Path) -> None:
+    address = place / "service.sock"
+    with running("data_loader", address):
+        trained = run([sys.executable, str(EXAMPLES / "data_loader.py"), "train", str(address)])
+    assert trained.returncode == 0, trained.stderr.decode()
+    print(trained.stdout.decode())
+    assert re.fullmatch(r"100 batches, 25600 of 25600 pictures recognised, \d+ MB a second\n", trained.stdout.decode())

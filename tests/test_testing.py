@@ -15,8 +15,9 @@ from support import descriptors
 
 import samehost
 from samehost import aio
-from samehost.errors import ConnectionClosed, InvalidArguments, NotPermitted, OutcomeUnknown
-from samehost.testing import connected, serving
+from samehost.errors import ConnectionClosed, InvalidArguments, NotPermitted, OutcomeUnknown, UnexpectedFiles
+from samehost.kernel.files import Descriptor, File
+from samehost.testing import _Pipe, connected, serving
 
 
 def new_service(events: list[str] | None = None, **options: object) -> samehost.Service:
@@ -170,3 +171,66 @@ async def test_connected_says_that_a_client_was_closed_and_not_that_nobody_is_th
         client.close()
         with pytest.raises(ConnectionClosed, match="the client was closed"):
             await client.who()
+
+
+class Owner:
+    """Notes what one end of a pipe tells."""
+
+    def __init__(self) -> None:
+        self.came: list[tuple[bytes, list[int]]] = []
+        self.error: Exception | None = None
+
+    def received(self, data: bytes, files: tuple[File, ...] = ()) -> None:
+        self.came.append((data, [os.eventfd_read(file.fileno()) for file in files]))
+        for file in files:
+            file.close()
+
+    def lost(self, error: Exception) -> None:
+        self.error = error
+
+    def ended(self) -> None:
+        self.came.append((b"the end", []))
+
+    def drained(self) -> None: ...
+
+    def stalled(self) -> None: ...
+
+
+def pipes(takes_files: bool) -> tuple[_Pipe, _Pipe, Owner]:
+    loop = asyncio.get_running_loop()
+    near, far, owner = _Pipe(loop), _Pipe(loop), Owner()
+    near.peer, far.peer = far, near
+    near.owned_by(Owner())
+    far.owned_by(owner, takes_files)
+    return near, far, owner
+
+
+async def test_files_keep_their_place_in_what_travels_without_a_socket() -> None:
+    near, far, owner = pipes(takes_files=True)
+    before = descriptors()
+    near.send([(b"a", ()), (b"b", (Descriptor(os.eventfd(7)), Descriptor(os.eventfd(8)))), (b"c", ())])
+    assert len(descriptors()) == len(before) + 2  # as the sender's own are dropped
+    far.read()
+    await eventually(lambda: len(owner.came) == 3)
+    assert owner.came == [(b"a", []), (b"b", [7, 8]), (b"c", [])]
+    near.close()
+    await eventually(lambda: owner.came[-1] == (b"the end", []))
+    assert descriptors() == before
+
+
+async def test_files_that_nobody_takes_are_closed_without_a_socket_too() -> None:
+    before = descriptors()
+    near, far, owner = pipes(takes_files=False)
+    near.send([(b"x", (Descriptor(os.eventfd(7)),))])
+    far.read()
+    await eventually(lambda: owner.error)
+    assert isinstance(owner.error, UnexpectedFiles)
+    assert owner.came == []
+    near.send([(b"y", (Descriptor(os.eventfd(8)),))])
+    far.pause()
+    far.close()
+    near.send([(b"z", (Descriptor(os.eventfd(9)),))])
+    near.close()
+    near.send([(b"z", (Descriptor(os.eventfd(9)),))])
+    await asyncio.sleep(0)
+    assert descriptors() == before

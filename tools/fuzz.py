@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
 from protocol.examples import EXAMPLES  # noqa: E402
-from protocol.fuzz import LIMITS, TARGETS, corpus, corpus_file, written  # noqa: E402
+from protocol.fuzz import ARENA_PASSED, LIMITS, TARGETS, both_ends, corpus, corpus_file, written  # noqa: E402
 from protocol.joined import EMPTY, SOME  # noqa: E402
 
 from samehost import limits, protocol  # noqa: E402
@@ -33,10 +33,10 @@ HEADS = [bytes((size, how)) for size in (0, 11, 255) for how in (0, 1, 14, 110)]
 
 
 def seeds() -> set[bytes]:
-    """What either end sends in each example, as one; lines as a batch too; and crowds."""
+    """What either end sends in each example, as one; lines as a batch too; crowds; and arenas."""
     sent = [b"".join(data for who, data in example() if who == end) for example in EXAMPLES.values() for end in "CS"]
     batches = [b"[%b]\n" % b",".join(data.splitlines()) for data in sent if data.startswith(b"{")]
-    return {head + data for data in [*sent, *batches, *crowds()] for head in HEADS}
+    return {head + data for data in [*sent, *batches, *crowds(), arenas()] for head in HEADS}
 
 
 def crowds() -> list[bytes]:
@@ -53,6 +53,15 @@ def crowds() -> list[bytes]:
         frames = written(client)
         found += [frames, opening + frames]
     return found
+
+
+def arenas() -> bytes:
+    """What either end may send of them behind the prefaces, with the descriptors at its beginning."""
+    client, _ = both_ends()
+    client.send_arena(ARENA_PASSED + 1, limits.BLOB_BYTES_MAX, (0, 0))
+    client.send_release([1, 2**64 - 1])
+    client.send_retire(ARENA_PASSED)
+    return written(client)
 
 
 def run(target: str, *options: str) -> subprocess.CompletedProcess:

@@ -26,13 +26,17 @@ if TYPE_CHECKING:
     from samehost.blocking.dial import dial as dial
     from samehost.blocking.listener import Listener as Listener
     from samehost.blocking.listener import listen as listen
+    from samehost.blocking.stream import Stream as Stream
     from samehost.errors import ServiceError as ServiceError
+    from samehost.kernel.blob import Blob as Blob
+    from samehost.kernel.blob import allocate as allocate
     from samehost.kernel.files import File as File
     from samehost.peer import ANYONE as ANYONE
     from samehost.peer import Peer as Peer
     from samehost.peer import Policy as Policy
     from samehost.peer import allow as allow
     from samehost.service.call import Call as Call
+    from samehost.service.call import Progress as Progress
     from samehost.service.remote import idempotent as idempotent
     from samehost.service.remote import named as named
     from samehost.service.service import Service as Service
@@ -41,6 +45,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "ANYONE": "samehost.peer",
+    "Blob": "samehost.kernel.blob",
     "Call": "samehost.service.call",
     "Client": "samehost.blocking.client",
     "Connection": "samehost.blocking.connection",
@@ -50,8 +55,11 @@ _HOMES = {
     "Listener": "samehost.blocking.listener",
     "Peer": "samehost.peer",
     "Policy": "samehost.peer",
+    "Progress": "samehost.service.call",
     "Service": "samehost.service.service",
     "ServiceError": "samehost.errors",
+    "Stream": "samehost.blocking.stream",
+    "allocate": "samehost.kernel.blob",
     "allow": "samehost.peer",
     "connect": "samehost.blocking.client",
     "dial": "samehost.blocking.dial",
@@ -63,6 +71,7 @@ _HOMES = {
 
 __all__ = (
     "ANYONE",
+    "Blob",
     "Call",
     "Client",
     "Connection",
@@ -72,9 +81,12 @@ __all__ = (
     "Listener",
     "Peer",
     "Policy",
+    "Progress",
     "Service",
     "ServiceError",
+    "Stream",
     "aio",
+    "allocate",
     "allow",
     "connect",
     "dial",

@@ -52,6 +52,10 @@ class Unavailable(Error, ConnectionError):
     """Nobody listens at the address."""
 
 
+class ArenaFull(Error, MemoryError):
+    """The memory for blobs is all in use, here or by those that were sent some; it comes back when they are done."""
+
+
 class ConnectionClosed(Error, ConnectionError):
     """The connection has ended, here or at the other end, before the operation was done."""
 
@@ -100,6 +104,16 @@ class UnexpectedFiles(PeerError):
 
 class ForbiddenMessage(PeerError):
     """A datagram or packet longer than the receiver's limit."""
+
+
+class BadBlob(PeerError):
+    """A blob of the peer's is in memory of the wrong kind or size, or memory that could shrink or change; not read.
+
+    Attributes:
+        code: as PROTOCOL.md section 12 has it.
+    """
+
+    code = "bad_blob"
 
 
 class LocalProtocolError(UsageError):

@@ -69,11 +69,20 @@ CALL_SECONDS = 30.0
 MAP_WINDOW = 128
 """Calls that `Client.map` has under way."""
 
+TOPIC_ITEMS = 64
+"""Items of a topic that are kept for a subscriber who does not read, unless the topic says otherwise."""
+
+TOPIC_ITEMS_MAX = 65_536
+"""The most that a topic may say."""
+
 CONNECTIONS_PER_UID_MAX = 128
 """Connections that one user may have to a service at a time; further ones are closed at once."""
 
 UID_BYTES_MAX = 64 * 1024 * 1024
 """Memory that calls in progress and output that is not read may hold for one user; beyond it, calls fail as `busy`."""
+
+FILES_PER_UID_MAX = 256
+"""Files that have come for one user's calls in progress and are open; beyond it, calls with files fail as `busy`."""
 
 CALL_OVERHEAD_BYTES = 1024
 """What a call in progress counts for in that, beside its arguments."""
@@ -81,8 +90,17 @@ CALL_OVERHEAD_BYTES = 1024
 OUTPUT_BYTES_MAX = 1024 * 1024
 """Output that may be pending on a connection; nothing more is read from it, and no call begun, until it is less."""
 
+ITEMS_BYTES_AT_ONCE = 64 * 1024
+"""Items that are put into the output of a connection before it is sent, and made ahead of that in a thread."""
+
+ITEM_OVERHEAD_BYTES = 128
+"""What an item counts for in that, beside its value."""
+
 OUTPUT_STALL_SECONDS = 10.0
-"""How long a peer may read nothing of the output that is pending for it."""
+"""How long a peer may read nothing of the output that is pending for it, and the kernel refuse files that are."""
+
+FILES_PAUSE_SECONDS = 0.010
+"""How long output rests when the kernel refuses files, since too many of this user's are on their way."""
 
 PREFACE_SECONDS = 5.0
 """How long a client may take for its preface, from the first byte on."""
@@ -107,6 +125,31 @@ RECEIVE_BYTES = 64 * 1024
 
 RECEIVE_BYTES_AT_FIRST = 8 * 1024
 """What is read at a time otherwise, as room for more takes longer to be had than a short frame takes to be read."""
+
+# Blobs.
+
+BLOB_BYTES_MIN = 256 * 1024
+"""From this size on, bytes and arrays travel as blobs by themselves: where calls with bytes that were copied into the
+arena, and out of it, began to be faster than those with the bytes in the socket. Below 128 KiB they were slower."""
+
+ARENA_BYTES_MAX = 1024 * 1024 * 1024
+"""Memory for blobs that a process has in all."""
+
+ARENA_SEGMENT_BYTES = 16 * 1024 * 1024
+"""The least that is taken from the kernel for them at a time."""
+
+ARENA_IDLE_BYTES = 256 * 1024 * 1024
+"""How much of it is kept for further blobs when it is free; the rest goes back."""
+
+BLOBS_OUT_BYTES_MAX = 512 * 1024 * 1024
+"""Memory for blobs that one peer may have been sent and not released; until it is less, it gets copies of its own."""
+
+STREAM_BLOBS_BYTES_MAX = 64 * 1024 * 1024
+STREAM_BLOBS_MIN = 2
+"""Memory for blobs that one stream may have out before it waits for its reader, but at least so many of them."""
+
+STREAM_BLOBS_SECONDS = 1.0
+"""How long such a stream waits for a reader who may be keeping all that he got; doubled each time."""
 
 # The protocol, docs/PROTOCOL.md section 11. A peer may announce another value for those that say so.
 
@@ -161,3 +204,12 @@ JOIN_BYTES_MAX = 32 * 1024
 
 METHOD_NAMES_KEPT = 256
 """Names of methods that a connection keeps encoded."""
+
+ARENAS_MAX = 64
+"""Arenas that each end of a connection may have passed and not retired."""
+
+RELEASES_PER_FRAME_MAX = 512
+"""Shares of arenas that one frame gives back."""
+
+BLOB_BYTES_MAX = 1024 * 1024 * 1024
+"""Longest blob, and largest arena."""

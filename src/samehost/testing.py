@@ -23,8 +23,11 @@ from samehost.aio.runner import Runner
 from samehost.aio.service import serve
 from samehost.aio.session import Session
 from samehost.aio.wire import Wire
-from samehost.errors import NotPermitted
+from samehost.errors import NotPermitted, UnexpectedFiles
+from samehost.kernel.files import File
+from samehost.kernel.messages import close_all
 from samehost.peer import Peer
+from samehost.service.remote import kinds_wanted
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -133,7 +136,7 @@ async def connected(
     client = interface(parse(f"@{service.name}"), timeout=limits.CALL_SECONDS)
     try:
         async with service.new_lifespan() as runner.state:
-            client._link = _link_to(runner, caller)  # noqa: SLF001 - in the place of one that was dialled
+            client._link = _link_to(runner, caller, interface)  # noqa: SLF001 - in the place of one that was dialled
             try:
                 yield client
             finally:
@@ -143,7 +146,7 @@ async def connected(
         await runner.close()
 
 
-def _link_to(runner: Runner, caller: Peer) -> Link:
+def _link_to(runner: Runner, caller: Peer, interface: type[Client]) -> Link:
     """A client's connection to the service, with a session at its other end."""
     account = runner.open_account(caller.uid)
     assert account is not None  # as it is the first
@@ -151,7 +154,8 @@ def _link_to(runner: Runner, caller: Peer) -> Link:
     near.peer, far.peer = far, near
     session = Session(runner, account, caller, far.owned_by)
     session.start()
-    return Link(runner.service.name, Peer(os.geteuid(), os.getegid(), (), os.getpid()), near.owned_by)
+    server = Peer(os.geteuid(), os.getegid(), (), os.getpid())
+    return Link(runner.service.name, server, near.owned_by, kinds_wanted(interface.remote_methods))
 
 
 async def _all_closed(runner: Runner) -> None:
@@ -170,12 +174,14 @@ class _Pipe(Wire):
         self.pending_bytes = self.sent_bytes = 0
         self._loop = loop
         self._owner: Owner | None = None
-        self._came: deque[bytes] = deque()
+        self._takes_files = False
+        self._came: deque[tuple[bytes, tuple[File, ...]]] = deque()
         self._is_reading = self._is_closed = False
 
-    def owned_by(self, owner: Owner) -> Wire:
-        """The wire of this owner."""
+    def owned_by(self, owner: Owner, takes_files: bool = False) -> Wire:
+        """The wire of this owner, who takes open files or not."""
         self._owner = owner
+        self._takes_files = takes_files
         return self
 
     def read(self) -> None:
@@ -197,7 +203,14 @@ class _Pipe(Wire):
         """Hand on one piece of what has come, or the end."""
         assert self._owner is not None
         if self._came:
-            self._owner.received(self._came.popleft())
+            data, files = self._came.popleft()
+            if not files:
+                self._owner.received(data)
+            elif self._takes_files:
+                self._owner.received(data, files)
+            else:
+                close_all(files)
+                self._owner.lost(UnexpectedFiles("the peer passed open files, and none were asked for; all are closed"))
         elif self.peer.is_closed and not self._is_closed:
             self._is_reading = False
             self._owner.ended()
@@ -209,9 +222,12 @@ class _Pipe(Wire):
 
     def send(self, chunks: list[Chunk]) -> None:
         """Give everything to the other end, which has room for all of it."""
-        for data, _ in chunks:
+        if self._is_closed or self.peer.is_closed:
+            return
+        for data, descriptors in chunks:
             self.sent_bytes += len(data)
-            self.peer._came.append(bytes(data))  # noqa: SLF001 - of the same class
+            files = tuple(File(os.dup(descriptor.fileno())) for descriptor in descriptors)
+            self.peer._came.append((bytes(data), files))  # noqa: SLF001 - of the same class
         self._loop.call_soon(self.peer._read_all)  # noqa: SLF001
 
     @property
@@ -223,4 +239,6 @@ class _Pipe(Wire):
         """Close this end, which the other one sees as the end."""
         if not self._is_closed:
             self._is_closed = True
+            while self._came:
+                close_all(self._came.popleft()[1])
             self._loop.call_soon(self.peer._read_all)  # noqa: SLF001

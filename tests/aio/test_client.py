@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import inspect
 import pydoc
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aio.scripting import Script, answer_all, scripted
 from loops import LOOPS, eventually
 from support import DEADLINE, kernel_passes_files
 
@@ -36,80 +36,8 @@ from samehost.errors import (
     UsageError,
 )
 from samehost.protocol import events
-from samehost.protocol.binary import BinaryConnection
-from samehost.protocol.settings import Limits
 from samehost.service.description import describe
 from samehost.testing import serving
-
-
-class Script:
-    """One client of a server that does nothing by itself.
-
-    Attributes:
-        protocol: for what a well-behaved server says.
-        happened: what the client has done and nobody has asked for yet.
-    """
-
-    def __init__(self, connection: aio.Connection, calls_max: int) -> None:
-        self.connection = connection
-        self.protocol = BinaryConnection(False, Limits(calls_max=calls_max))
-        self.happened: list[events.Event] = []
-
-    async def next(self) -> Any:
-        """The next thing that the client does; None at its end."""
-        while not self.happened:
-            try:
-                data = await self.connection.recv(timeout=DEADLINE)
-            except ConnectionClosed:  # the client has not read all that was said
-                return None
-            if not data:
-                return None
-            self.happened += self.protocol.receive_data(data)
-            await self.flush()
-        return self.happened.pop(0)
-
-    async def expect(self, kind: type[Any], method: str = "") -> Any:
-        found = await self.next()
-        assert type(found) is kind, found
-        assert not method or found.method == method
-        return found
-
-    async def reply(self, call: events.Call, result: Any) -> None:
-        self.protocol.send_reply(call.call_id, MSGPACK.encode(result))
-        await self.flush()
-
-    async def flush(self) -> None:
-        for data, _ in self.protocol.data_to_send():
-            await self.connection.sendall(data)
-
-
-@contextlib.asynccontextmanager
-async def scripted(
-    path: Path, *scripts: Callable[[Script], Awaitable[object]], calls_max: int = limits.CALLS_MAX
-) -> AsyncIterator[None]:
-    """A server whose clients get a script each, in this order; all of them have to be played to their end."""
-
-    async def serve() -> None:
-        async with aio.listen(path) as listener:
-            for script in scripts:
-                async with await listener.accept(timeout=DEADLINE) as connection:
-                    await script(Script(connection, calls_max))
-
-    serving = asyncio.ensure_future(serve())
-    try:
-        await asyncio.sleep(0)  # it listens now
-        yield
-        await asyncio.wait_for(serving, DEADLINE)
-    finally:
-        serving.cancel()
-        await asyncio.wait([serving])
-
-
-async def answer_all(script: Script) -> None:
-    """Answer every call with its arguments, until the client ends."""
-    while (event := await script.next()) is not None:
-        if type(event) is events.Call:
-            await script.reply(event, MSGPACK.decode_to(Any)(event.arguments))
 
 
 @pytest.fixture(autouse=True)
@@ -268,7 +196,11 @@ async def test_files_that_nobody_asked_for_end_the_connection(place: Path, monke
         await script.connection.sendall(b"x", [0])
         assert await script.connection.recv() == b""
 
-    async with scripted(place / "s", script), await aio.connect(place / "s") as client:
+    class Asking(aio.Client):
+        async def ask(self) -> int:
+            raise NotImplementedError
+
+    async with scripted(place / "s", script), await aio.connect(place / "s", Asking) as client:
         with pytest.raises(OutcomeUnknown, match="passed open files, and none were asked for"):
             await client.ask()
 
@@ -517,14 +449,14 @@ async def test_closing_ends_the_calls_that_wait(place: Path) -> None:
 
 async def test_closing_ends_the_calls_on_a_connection_that_was_left_before(place: Path) -> None:
     async with aio.listen(place / "s") as listener, aio.connect(place / "s", timeout=None) as client:
-        old = Script(await listener.accept(timeout=DEADLINE), limits.CALLS_MAX)
+        old = Script(await listener.accept(timeout=DEADLINE), limits.CALLS_MAX, 0)
         first = asyncio.ensure_future(client.first())
         await old.expect(events.Call, "first")
         old.protocol.send_going_away()
         await old.flush()
         await eventually(lambda: client.peer is None)
         second = asyncio.ensure_future(client.second())
-        new = Script(await listener.accept(timeout=DEADLINE), limits.CALLS_MAX)
+        new = Script(await listener.accept(timeout=DEADLINE), limits.CALLS_MAX, 0)
         await new.reply(await new.expect(events.Call, "second"), 2)
         assert await second == 2
         client.close()

@@ -188,7 +188,7 @@ def test_what_cannot_be_sent_says_so_and_the_connection_lives(demo: Path) -> Non
         with pytest.raises(errors.UsageError, match="echo: an argument cannot travel"):
             client.echo(object())
         with pytest.raises(errors.MessageTooLarge):
-            client.echo(b"x" * (4 * 1024 * 1024))
+            client.echo("x" * (4 * 1024 * 1024))
         with pytest.raises(errors.LocalProtocolError, match="empty"):
             client.call("")
         with pytest.raises(errors.UsageError, match="timeout"):

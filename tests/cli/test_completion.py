@@ -14,6 +14,7 @@ import termios
 from collections.abc import Iterator
 from pathlib import Path
 
+import every_type
 import pytest
 from serving import samehost, serving
 from support import DEADLINE, needs_program, run
@@ -76,21 +77,17 @@ def test_addresses(socket: Path) -> None:
 
 
 def test_methods(socket: Path) -> None:
-    methods = [
-        "plain",
-        "containers",
-        "times",
-        "person",
+    methods = [*every_type.every.methods, *every_type.every.topics]
+    assert complete(socket, "call", socket, "") == methods
+    assert complete(socket, "describe", "--json", "--timeout", "3", socket, "s") == [
         "shape",
         "shapes",
-        "tree",
-        "list",
         "strings",
-        "kv.get",
-        "close",
+        "spell",
+        "scaled",
+        "sums",
     ]
-    assert complete(socket, "call", socket, "") == methods
-    assert complete(socket, "describe", "--json", "--timeout", "3", socket, "s") == ["shape", "shapes", "strings"]
+    assert complete(socket, "call", socket, "mo") == ["move", "moves"]
     assert complete(socket, "stub", socket, "") == []
     assert complete(socket, "call", "/nowhere", "") == []
 
@@ -99,6 +96,9 @@ def test_arguments(socket: Path) -> None:
     assert complete(socket, "call", socket, "tree", "") == ["n=", "x=", "y=", "z="]
     assert complete(socket, "call", socket, "tree", "n:={}", "-", "x=1", "") == ["y=", "z="]
     assert complete(socket, "call", socket, "nowhere", "") == []
+    assert complete(socket, "call", socket, "scaled", "") == ["label=", "factor=", "items="]
+    assert complete(socket, "call", socket, "scaled", "items=-", "") == ["label=", "factor="]
+    assert complete(socket, "call", socket, "moves", "") == []
     assert complete(socket, "describe", socket, "tree", "") == []
 
 

@@ -46,6 +46,13 @@ def test_the_demo_serves_describes_and_calls_a_service(parts: dict[str, str]) ->
     assert "\nclock.no_such_zone: " in part(parts, "From Python")
 
 
+def test_the_demo_streams_and_shows_pictures(parts: dict[str, str]) -> None:
+    assert len(re.findall(r"^\d{4}-\d\d-\d\dT.*$", part(parts, "A method that streams"), re.MULTILINE)) == 3
+    camera = part(parts, "A camera")
+    assert re.search(r"^\d+ pictures, at most [\d.]+ ms old, \d+ missed so far$", camera, re.MULTILINE)
+    assert re.search(r"^exit code 0; left in \S+: nothing$", camera, re.MULTILINE)
+
+
 def test_the_demo_shows_what_is_refused(parts: dict[str, str]) -> None:
     assert "samehost: now: $.zone: expected str, got int" in part(parts, "A wrong argument")
     policy = part(parts, "A policy by caller")

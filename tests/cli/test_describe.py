@@ -41,6 +41,26 @@ def test_people_see_signatures_documentation_policies_and_types(socket: Path) ->
     assert not text.endswith("\n\n")
 
 
+def test_people_see_streams_topics_files_and_blobs(socket: Path) -> None:
+    text = samehost("describe", socket).stdout.decode()
+    for line in (
+        'leaves(count: int, *, spot: Spot = [1, 0, "red"]) -> Iterator[Node]',
+        "spell(text: str) -> Generator[str, None, int]",
+        "scaled(label: str, items: Iterable[int], factor: float = 2.0) -> Iterator[tuple[str, float]]",
+        "gather(first: int = 0, *, items: Iterable[Spot], last: int) -> list[Spot]",
+        "moves() -> Iterator[Spot]\n    Where it is now.\n    [topic, keeps 8 items, drops the oldest]",
+        "kv.raw() -> Iterator[bytes]\n    [topic, keeps 1 item, then ends the subscription; allowed: uid 0]",
+        "read_files(file: BinaryIO, other: File | None = None, *, more: list[BinaryIO] = []) -> bytes",
+        "pair() -> tuple[socket, File]",
+        "turned(blob: Blob) -> Blob",
+        "sums(items: Iterable[ndarray[Any, dtype[Any]]]) -> Iterator[ndarray[Any, dtype[Any]]]",
+    ):
+        assert f"\n{line}\n" in text
+    text = samehost("describe", socket, "moves").stdout.decode()
+    assert "\n\nclass Spot(NamedTuple):\n" in text
+    assert "\n\nclass Color(Enum):\n" in text
+
+
 def test_one_method_has_the_types_that_it_uses(socket: Path) -> None:
     text = samehost("describe", socket, "shape").stdout.decode()
     assert text == (

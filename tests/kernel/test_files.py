@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 from contextlib import contextmanager
 
@@ -11,6 +12,7 @@ from support import descriptors
 
 import samehost
 from samehost.errors import MessageTooLarge, UsageError
+from samehost.kernel.files import Descriptor
 
 TYPES = ["stream", "datagram", "seqpacket"]
 
@@ -220,3 +222,46 @@ def test_files_need_no_byte_in_a_datagram():
 def test_nobody_can_ask_for_more_files_than_travel(wrong):
     with pair() as (here, _), pytest.raises(MessageTooLarge, match=f"files_max={wrong}: from 0 to 16"):
         here.recv_with_files(files_max=wrong)
+
+
+# What is to be sent, and waits.
+
+
+def test_a_descriptor_of_our_own_stays_when_the_file_is_closed():
+    with a_pipe() as (_, writer):
+        held = Descriptor.of(writer)
+        assert os.path.sameopenfile(held.fileno(), writer.fileno())
+        assert held.fileno() != writer.fileno()
+        assert not os.get_inheritable(held.fileno())
+    os.fstat(held.fileno())
+
+
+def test_a_descriptor_of_our_own_is_closed_without_a_word_when_it_is_dropped():
+    with a_pipe() as (reader, writer):
+        held = Descriptor.of(writer.fileno())
+        number = held.fileno()
+        assert number in descriptors()
+        del held
+        assert number not in descriptors()
+        os.fstat(writer.fileno())
+        os.fstat(reader.fileno())
+
+
+def test_what_is_not_open_has_no_descriptor():
+    free = os.dup(0)
+    os.close(free)
+    closed = socket.socket()
+    closed.close()
+    for wrong in (free, closed, -1):
+        with pytest.raises(UsageError, match="is not open"):
+            Descriptor.of(wrong)
+
+
+def test_without_descriptors_left_the_error_is_the_kernel_s():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        with pytest.raises(OSError, match=r"Too many open files|Invalid argument"):
+            Descriptor.of(0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

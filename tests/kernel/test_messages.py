@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import array
 import os
-import resource
 import socket
 import threading
 import time
@@ -12,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 
 import pytest
-from support import DEADLINE, descriptors, needs_root, python_as
+from support import DEADLINE, descriptors, needs_root, python_as, room_for_descriptors
 
 import samehost
 from samehost.errors import (
@@ -44,19 +43,6 @@ def mailbox(place, **options):
     path = place / "d.sock"
     with samehost.listen(path, "datagram", **options) as listener, samehost.dial(path, "datagram") as client:
         yield listener, client
-
-
-@contextmanager
-def room_for_descriptors(count):
-    """No more than so many further descriptors can be opened in this process."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    lowest_free = os.dup(0)
-    os.close(lowest_free)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free + count, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def send_files(sender, data, count=1):

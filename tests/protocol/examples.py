@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterator
 
 from samehost import protocol
-from samehost.protocol import ITEMS_FOLLOW, ITEMS_WANTED, Connection, Limits
+from samehost.protocol import ARENAS, FILES, ITEMS_FOLLOW, ITEMS_WANTED, SEALED, Connection, Limits
 from samehost.protocol.binary import BinaryConnection
 from samehost.protocol.lines import LinesConnection
 
@@ -17,8 +18,9 @@ ZONE = b"\x81\xa4zone\xa3UTC"
 class Exchange:
     """Two joined ends. What either sends is noted, and read by the other without a fault."""
 
-    def __init__(self, client: Connection) -> None:
+    def __init__(self, client: Connection, server_features: int = 0) -> None:
         self.client = client
+        self.server_features = server_features
         self.server: Connection | None = None
         self.sent: list[Sent] = []
 
@@ -26,7 +28,7 @@ class Exchange:
         for data, descriptors in self.client.data_to_send():
             self.sent.append(("C", bytes(data)))
             if self.server is None:
-                self.server = protocol.accept(data[0])
+                self.server = protocol.accept(data[0], features=self.server_features)
             self.server.receive_data(bytes(data), descriptors)
         for data, descriptors in self.server.data_to_send():
             self.sent.append(("S", bytes(data)))
@@ -38,9 +40,10 @@ def binary() -> tuple[Exchange, Connection]:
     return exchange, exchange.client
 
 
-def greeted() -> tuple[Exchange, Connection, Connection]:
+def greeted(features: int = 0) -> tuple[Exchange, Connection, Connection]:
     """Past the prefaces, which are an example of their own."""
-    exchange, client = binary()
+    exchange = Exchange(protocol.connect(), features)
+    client = exchange.client
     exchange.flow()
     exchange.sent.clear()
     return exchange, client, exchange.server
@@ -153,10 +156,34 @@ def both_streams() -> list[Sent]:
 
 
 def descriptors() -> list[Sent]:
-    exchange, client, _ = greeted()
+    exchange, client, _ = greeted(FILES)
     client.send_call("log", b"\x80")
     client.send_call("size", b"\x81\xa4file\xd4\x01\x00", descriptors=(FILE,))
     client.send_call("log", b"\x80")
+    exchange.flow()
+    return exchange.sent
+
+
+def arena() -> list[Sent]:
+    exchange = Exchange(protocol.connect(features=SEALED | ARENAS), SEALED | ARENAS)
+    exchange.client.send_call("look", b"\x80")
+    exchange.flow()
+    exchange.server.send_arena(1, 8 << 20, (FILE, FILE))
+    exchange.server.send_reply(1, b"\xc7\x20\x03" + struct.pack("<IB3xQQQ", 1, 0, 4096, 1920 * 1080 * 3, 7))
+    exchange.flow()
+    exchange.client.send_release([7])
+    exchange.flow()
+    exchange.server.send_retire(1)
+    exchange.flow()
+    return exchange.sent
+
+
+def sealed() -> list[Sent]:
+    exchange, client, server = greeted(SEALED)
+    blob = b"\xc7\x18\x02" + struct.pack("<BB6xQQ", 0, 1, 0, 1 << 20)
+    client.send_call("put", b"\x81\xa4data" + blob, descriptors=(FILE,))
+    exchange.flow()
+    server.send_reply(1, b"\xc0")
     exchange.flow()
     return exchange.sent
 
@@ -248,6 +275,8 @@ EXAMPLES: dict[str, Callable[[], list[Sent]]] = {
     "client-stream": client_stream,
     "both-streams": both_streams,
     "descriptors": descriptors,
+    "arena": arena,
+    "sealed": sealed,
     "ping": ping,
     "going-away": going_away,
     "failure": failure,

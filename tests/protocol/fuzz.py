@@ -17,9 +17,8 @@ from typing import TypeAlias
 
 from protocol.joined import SOME
 
-from samehost import protocol
 from samehost.errors import LocalProtocolError
-from samehost.protocol import BOTH_STREAMS, Connection, Limits, events
+from samehost.protocol import ARENAS, BOTH_STREAMS, Connection, Limits, events
 from samehost.protocol.binary import BinaryConnection
 from samehost.protocol.lines import LinesConnection
 
@@ -27,6 +26,8 @@ LIMITS = Limits(payload_bytes_max=65536, calls_max=8)
 """Small enough that an input can reach them."""
 
 HEAD_BYTES = 2
+ARENA_PASSED = 1
+ARENA_BYTES = 4096
 DESCRIPTORS_AT = 6
 """Where the header of a frame announces them."""
 
@@ -36,7 +37,7 @@ KEPT_BYTES_MAX = LIMITS.payload_bytes_max + 12
 
 
 def binary_server(data: bytes) -> None:
-    """What a client may send behind its preface."""
+    """What a client may send behind its preface, with arenas passed in either direction."""
     feed(greeted_server(), data)
 
 
@@ -90,17 +91,24 @@ def corpus(target: str) -> list[bytes]:
 
 
 def greeted_server() -> BinaryConnection:
-    server = BinaryConnection(False, LIMITS)
-    server.receive_data(written(protocol.connect()))
-    return server
+    return both_ends()[1]
 
 
 def greeted_client() -> BinaryConnection:
-    client = BinaryConnection(True, Limits(payload_bytes_max=65536, calls_max=2))
-    server = BinaryConnection(False, LIMITS)
+    return both_ends()[0]
+
+
+def both_ends() -> tuple[BinaryConnection, BinaryConnection]:
+    """Two ends that take arenas, and have passed one each."""
+    client = BinaryConnection(True, Limits(payload_bytes_max=65536, calls_max=2), features=ARENAS)
+    server = BinaryConnection(False, LIMITS, features=ARENAS)
     server.receive_data(written(client))
     client.receive_data(written(server))
-    return client
+    for one, other in ((client, server), (server, client)):
+        one.send_arena(ARENA_PASSED, ARENA_BYTES, (0, 0))
+        ((data, descriptors),) = one.data_to_send()
+        other.receive_data(bytes(data), descriptors)
+    return client, server
 
 
 def with_calls(client: Connection, arguments: bytes) -> Connection:
@@ -175,6 +183,10 @@ def answer(connection: Connection, event: events.Event, how: int) -> None:
             reply(connection, event.call_id)
         case events.Notification() if how & 64:
             connection.send_going_away()
+        case events.ArenaPassed() if how & 4:
+            connection.send_release([event.arena, event.byte_count])
+        case events.ArenaRetired() if how & 8:
+            connection.send_retire(ARENA_PASSED)
 
 
 def reply(connection: Connection, call_id: int) -> None:

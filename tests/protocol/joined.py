@@ -46,13 +46,13 @@ class Pipe:
 
 
 def pair(
-    codec: str, limits: Limits | None = None, client_limits: Limits | None = None
+    codec: str, limits: Limits | None = None, client_limits: Limits | None = None, features: int = 0
 ) -> tuple[Connection, Connection]:
     """Two ends that have not said anything yet."""
     limits, client_limits = limits or Limits(), client_limits or Limits(calls_max=0)
     if codec == "json":
         return LinesConnection(True, client_limits), LinesConnection(False, limits)
-    return BinaryConnection(True, client_limits), BinaryConnection(False, limits)
+    return BinaryConnection(True, client_limits, features=features), BinaryConnection(False, limits, features=features)
 
 
 def flow(source: Connection, target: Connection) -> list[protocol.Event]:
@@ -63,9 +63,9 @@ def flow(source: Connection, target: Connection) -> list[protocol.Event]:
     return events
 
 
-def greeted(codec: str, limits: Limits | None = None, client_limits: Limits | None = None):
+def greeted(codec: str, limits: Limits | None = None, client_limits: Limits | None = None, features: int = 0):
     """Two ends that have greeted each other."""
-    client, server = pair(codec, limits, client_limits)
+    client, server = pair(codec, limits, client_limits, features)
     assert flow(client, server) == flow(server, client) == []
     return client, server
 

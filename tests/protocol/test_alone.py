@@ -78,7 +78,8 @@ def receive_reply(connection, data, alone):
 def send_call(connection, arguments, alone):
     if alone:
         return connection.send_call_alone(*arguments) or None
-    connection.send_call(*arguments)
+    method, value, milliseconds_left, *flags = arguments
+    connection.send_call(method, value, milliseconds_left, flags=sum(flags))
     return b""
 
 
@@ -307,12 +308,23 @@ def test_only_the_reply_to_the_only_call_comes_alone(ends):
     assert is_done_alone(client, "receive_reply", frame(REPLY, 3, b"\x01"))
 
 
-@pytest.mark.parametrize("flags", [ITEMS_FOLLOW, ITEMS_WANTED])
-def test_the_reply_to_a_call_with_a_stream_or_to_a_cancelled_one_is_left_to_the_general_way(ends, flags):
+@pytest.mark.parametrize("flags", range(4))
+def test_the_reply_to_a_call_without_a_stream_of_ours_comes_alone_and_to_a_cancelled_one_does_not(ends, flags):
     client, _ = ends
     client.send_call("m", b"\x80", flags=flags)
-    assert not is_done_alone(client, "receive_reply", frame(REPLY, 3, b"\x01"))
+    is_alone = not flags & ITEMS_FOLLOW
+    assert is_done_alone(copy.deepcopy(client), "receive_reply", frame(REPLY, 3, b"\x01")) == is_alone
     client.send_cancel(3)
+    assert not is_done_alone(client, "receive_reply", frame(REPLY, 3, b"\x01"))
+
+
+def test_the_reply_to_a_call_that_streams_or_has_credit_is_left_to_the_general_way(ends):
+    client, _ = ends
+    client.send_call("m", b"\x80", flags=ITEMS_WANTED)
+    with_credit = copy.deepcopy(client)
+    with_credit.send_credit(3, 1, 1)
+    assert not is_done_alone(with_credit, "receive_reply", frame(REPLY, 3, b"\x01"))
+    client.receive_data(frame(0x06, 3, b""))
     assert not is_done_alone(client, "receive_reply", frame(REPLY, 3, b"\x01"))
 
 
@@ -339,9 +351,10 @@ def test_calls_that_are_not_made_alone(ends, name, arguments, milliseconds_left)
 
 @pytest.mark.parametrize("arguments", [b"\x80", JOINED[:-6]])
 @pytest.mark.parametrize("milliseconds_left", [0, 2**32 - 1])
-def test_calls_that_are_made_alone(ends, arguments, milliseconds_left):
+@pytest.mark.parametrize("flags", range(4))
+def test_calls_that_are_made_alone(ends, arguments, milliseconds_left, flags):
     client, _ = ends
-    assert is_done_alone(client, "send_call", ("m", arguments, milliseconds_left))
+    assert is_done_alone(client, "send_call", ("m", arguments, milliseconds_left, flags))
 
 
 @pytest.mark.parametrize("state", [leave, be_left, hear_no_more, finish])
@@ -611,7 +624,9 @@ def test_sending_alone_is_sending(data, one, is_sent):
     if is_sent:
         end.data_to_send()
     value = bytes(data.draw(sizes))
-    is_done_alone(copy.deepcopy(end), "send_call", (data.draw(names), value, data.draw(milliseconds)))
+    is_done_alone(
+        copy.deepcopy(end), "send_call", (data.draw(names), value, data.draw(milliseconds), data.draw(flags_))
+    )
     is_done_alone(copy.deepcopy(end), "send_reply", (some_id(end, data.draw(ids)), value))
 
 

@@ -40,7 +40,7 @@ FROM_A_CLIENT = {
     "absurd length": (frame(0x01, call_id=3, length=2**32 - 1), "too_large", "CALL with a payload of 4294967295 bytes"),
     "type 0": (frame(0x00), "protocol_error", "a frame of type 0x00"),
     "type 0x7f": (frame(0x7F), "protocol_error", "a frame of type 0x7f"),
-    "a kept type": (frame(0x20), "protocol_error", "a frame of type 0x20"),
+    "a kept type": (frame(0x23), "protocol_error", "a frame of type 0x23"),
     "short CALL": (frame(0x01, bytes(6), 3), "protocol_error", "CALL with a payload of 6 bytes, at least 7"),
     "no name": (frame(0x01, bytes(7), 3), "protocol_error", "a method's name of 0 bytes"),
     "name too long": (frame(0x01, bytes(4) + b"\x05abcde\x80", 3), "protocol_error", "a method's name of 5 bytes"),
@@ -205,8 +205,8 @@ def test_late_frames_that_bring_descriptors_give_them_back():
     server.send_item(call_id, b"\x01", ("b",))
     server.send_reply(call_id, b"\x01")
     client.send_cancel(call_id)
-    assert flow(client, server) == [Discarded(("a",))]
-    assert flow(server, client)[0] == Discarded(("b",))
+    assert flow(client, server) == [Discarded(("a",), b"\x01")]
+    assert flow(server, client)[0] == Discarded(("b",), b"\x01")
 
 
 def test_descriptors_of_every_kind_of_frame():
@@ -260,10 +260,10 @@ def test_descriptors_of_a_refused_call_are_given_back():
     client.peer_calls_max = 2
     client.send_call("m", b"\x80")
     client.send_call("m", b"\x80", descriptors=("a",))
-    assert flow(client, server)[1] == Discarded(("a",))
+    assert flow(client, server)[1] == Discarded(("a",), b"\x80")
     server.send_going_away()
     client.send_notification("m", b"\x80", descriptors=("b",))
-    assert flow(client, server) == [Discarded(("b",))]
+    assert flow(client, server) == [Discarded(("b",), b"\x80")]
     assert server.late_frames == 1
 
 

@@ -161,6 +161,23 @@ def test_items_stop_without_credit_and_go_on_with_it(codec, ends):
     assert server._streams[call_id].bytes_out == limits.WINDOW_BYTES
 
 
+def test_how_many_items_may_still_be_sent(codec, ends):
+    client, server = ends
+    call_id = call(ends, ITEMS_WANTED)
+    assert server.items_left(call_id) == 0
+    server.send_stream(call_id)
+    assert server.items_left(call_id) == limits.WINDOW_ITEMS
+    server.send_item(call_id, SOME[codec])
+    assert server.items_left(call_id) == limits.WINDOW_ITEMS - 1
+    client.send_credit(call_id, 5, 5)
+    flow(client, server)
+    assert server.items_left(call_id) == limits.WINDOW_ITEMS + 4
+    for left in range(limits.WINDOW_ITEMS + 4, 0, -1):
+        assert server.items_left(call_id) == left
+        server.send_item(call_id, SOME[codec])
+    assert server.items_left(call_id) == server.items_left(99) == 0
+
+
 def test_an_item_longer_than_the_window_needs_one_byte_of_credit(ends):
     client, server = ends
     call_id = call(ends, ITEMS_WANTED)

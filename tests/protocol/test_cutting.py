@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from protocol.joined import EMPTY, Pipe, greeted, pair, written
 
 from samehost.errors import LocalProtocolError
-from samehost.protocol import Limits
+from samehost.protocol import ARENAS, Limits
 from samehost.protocol.events import Call, Failed, InputEnded
+from samehost.protocol.preface import Preface
 
 payloads = st.sampled_from([1, 1, 1, 2, 30, 500, 40_000])
 files = st.sampled_from([0, 0, 0, 0, 1, 2, 16])
@@ -23,10 +24,12 @@ files = st.sampled_from([0, 0, 0, 0, 1, 2, 16])
 def conversations(draw, codec):
     """What a client may send: chunks, with descriptors that are plain numbers, no two alike."""
     client, _ = pair(codec)
+    if codec == "msgpack":
+        client.receive_data(Preface(1, (1,), ARENAS, 65536, 9).encode())
     numbers = iter(range(10_000))
     made = []
     for _ in range(draw(st.integers(1, 12))):
-        what = draw(st.sampled_from(["call", "call", "notify", "item", "end", "cancel", "ping"]))
+        what = draw(st.sampled_from(["call", "call", "notify", "item", "end", "cancel", "ping", "arena", "retire"]))
         size = draw(payloads)
         value = {"msgpack": bytes(size), "json": b'"%b"' % (b"x" * size)}[codec]
         count = draw(files) if codec == "msgpack" else 0
@@ -48,6 +51,10 @@ def conversations(draw, codec):
                     client.send_cancel(call_id)
                 case "ping":
                     client.send_ping(1)
+                case "arena":
+                    client.send_arena(size, size, (next(numbers), next(numbers)))
+                case "retire":
+                    client.send_retire(size)
         except LocalProtocolError:
             pass
     return client.data_to_send()
@@ -55,7 +62,7 @@ def conversations(draw, codec):
 
 def whole(codec, chunks):
     """The events of chunks that arrive as they were sent."""
-    _, server = pair(codec)
+    _, server = pair(codec, features=ARENAS)
     return [event for data, descriptors in chunks for event in server.receive_data(bytes(data), descriptors)]
 
 
@@ -79,7 +86,7 @@ def cut_conversations(draw, codec):
 @given(data=st.data())
 def test_any_cutting_gives_the_same_events(codec, data):
     chunks, reads = data.draw(cut_conversations(codec))
-    _, server = pair(codec)
+    _, server = pair(codec, features=ARENAS)
     events = [event for read, descriptors in reads for event in server.receive_data(read, descriptors)]
     assert events == whole(codec, chunks)
     assert not any(isinstance(event, Failed) for event in events)
@@ -93,7 +100,7 @@ def test_an_end_anywhere_is_clean_between_frames_and_a_fault_within_one(codec, d
     chunks = data.draw(conversations(codec))
     stream = b"".join(bytes(chunk) for chunk, _ in chunks)
     cut = data.draw(st.integers(0, min(len(stream), 3000)))
-    _, server = pair(codec)
+    _, server = pair(codec, features=ARENAS)
     for _, descriptors in chunks:
         if descriptors:
             return

@@ -58,7 +58,8 @@ def test_frame_types():
         least, _, most = row["payload: bytes"].partition(" to ")
         most = (most or least).replace("the limit", str(limits.PAYLOAD_BYTES_MAX))
         assert (lengths.least[kind], lengths.most[kind]) == (int(least), int(most)), row
-        assert (row["descriptors"] == "yes") == (kind in frames.WITH_DESCRIPTORS), row
+        assert (row["descriptors"] != "no") == (kind in frames.WITH_DESCRIPTORS), row
+        assert row["descriptors"].startswith("2") == (kind == states.ARENA), row
         assert (row["id"] == "0") == (kind in frames.WITHOUT_CALL), row
     for kind in set(range(256)) - set(numbered):
         assert lengths.most[kind] == (65536 if kind >= frames.MAY_IGNORE_FROM else -1)
@@ -67,7 +68,7 @@ def test_frame_types():
 def test_who_sends_which_type():
     _, rows = table("type | name")
     for kind, row in rows.items():
-        if " to " in kind or row["section"].startswith("8"):
+        if " to " in kind or row["section"][0] in "89":
             continue
         number = int(kind, 16)
         by_caller = number in (states.CALL, states.NOTIFY) or any(
@@ -119,6 +120,16 @@ def test_codes():
     assert {code: int(row["in JSON-RPC"]) for code, row in rows.items()} == codes.NUMBERS
 
 
+def test_features():
+    _, rows = table("bit |")
+    assert {row["name"]: int(row["value"]) for row in rows.values()} == {
+        "SEALED": preface.SEALED,
+        "ARENAS": preface.ARENAS,
+        "FILES": preface.FILES,
+    }
+    assert all(1 << int(bit) == int(row["value"]) for bit, row in rows.items())
+
+
 def test_limits():
     _, rows = table("limit |")
     assert {name: [int(number) for number in re.findall(r"\d+", row["value"])] for name, row in rows.items()} == {
@@ -128,6 +139,10 @@ def test_limits():
         "window of a stream": [limits.WINDOW_ITEMS, limits.WINDOW_BYTES],
         "balance of a stream": [limits.CREDIT_MAX],
         "descriptors of a frame": [limits.FILES_PER_MESSAGE_MAX],
+        "arenas of one end": [limits.ARENAS_MAX],
+        "size of an arena": [limits.BLOB_BYTES_MAX],
+        "length of a blob; of all the sealed ones of a message": [limits.BLOB_BYTES_MAX],
+        "shares in a RELEASE": [limits.RELEASES_PER_FRAME_MAX],
         "method's name": [limits.METHOD_BYTES_MAX],
         "context": [limits.CONTEXT_BYTES_MAX],
         "note": [limits.NOTE_BYTES_MAX],
@@ -145,7 +160,10 @@ def test_numbers_in_the_text():
         f"from {preface.PREFACE_BYTES} to {limits.PREFACE_BYTES_MAX}; {preface.PREFACE_BYTES} in version 1" in DOCUMENT
     )
     saved_up = f"neither {limits.WINDOW_ITEMS // 2} items nor {limits.WINDOW_BYTES // 2} bytes"
-    assert saved_up in " ".join(DOCUMENT.split())
+    text = " ".join(DOCUMENT.split())
+    assert saved_up in text
+    assert f"how many bytes it has, from 1 to {limits.BLOB_BYTES_MAX}" in text
+    assert f"`u64` each, {limits.RELEASES_PER_FRAME_MAX} at most" in text
 
 
 def test_sections_that_the_code_cites_exist():

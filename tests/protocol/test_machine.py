@@ -17,7 +17,7 @@ from protocol.joined import EMPTY, Pipe, pair
 
 from samehost import limits
 from samehost.errors import LocalProtocolError
-from samehost.protocol import Limits, events, states
+from samehost.protocol import ARENAS, Limits, events, states
 
 CALLS_MAX = 3
 which = st.integers(0, 1)
@@ -39,6 +39,10 @@ class End:
         self.items_sent = {}
         self.items_heard = {}
         self.items_unread = {}
+        self.arenas_sent = []  # each arena, and each retirement of one, in order
+        self.arenas_heard = []
+        self.shares_sent = []
+        self.shares_heard = []
         self.input_ended = False
 
 
@@ -48,7 +52,7 @@ class Machine(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         takes = Limits(calls_max=2 if self.codec == "msgpack" else 0, payload_bytes_max=65536)
-        client, server = pair(self.codec, Limits(calls_max=CALLS_MAX, payload_bytes_max=65536), takes)
+        client, server = pair(self.codec, Limits(calls_max=CALLS_MAX, payload_bytes_max=65536), takes, ARENAS)
         self.ends = [End(client, Pipe()), End(server, Pipe())]
         self.counter = itertools.count(1)
         self.steps = 0
@@ -154,6 +158,7 @@ class Machine(RuleBasedStateMachine):
         for _ in range(1 + 15 * many):
             sequence = end.items_sent.get(call_id, 0)
             allowed = end.connection.may_send_item(call_id)
+            assert (end.connection.items_left(call_id) > 0) == allowed
             was_cancelled = end.connection.is_cancelled(call_id)
             value = self.codec_of.encode([sequence, "x" * (size - 1)])
             sent = self.ask(end, "send_item", call_id, value, descriptors=self.files(count))
@@ -175,6 +180,26 @@ class Machine(RuleBasedStateMachine):
         for size in unread[:how_many]:
             self.ask(end, "took_item", call_id, size)
         del unread[:how_many]
+
+    @rule(one=which, arena=st.integers(0, 2), size=st.integers(1, 3))
+    def pass_arena(self, one, arena, size):
+        end = self.ends[one]
+        files = next(self.descriptors), next(self.descriptors)
+        if self.ask(end, "send_arena", arena, size, descriptors=files):
+            end.arenas_sent.append((arena, size))
+
+    @rule(one=which, arena=st.integers(0, 2))
+    def retire(self, one, arena):
+        end = self.ends[one]
+        if self.ask(end, "send_retire", arena):
+            end.arenas_sent.append(arena)
+
+    @rule(one=which, count=st.sampled_from([1, 2, 600]))
+    def release(self, one, count):
+        end = self.ends[one]
+        shares = [next(self.counter) for _ in range(count)]
+        if self.ask(end, "send_release", shares):
+            end.shares_sent += shares
 
     @precondition(lambda self: self.steps > 15)
     @rule(one=which, really=st.integers(0, 9))
@@ -238,7 +263,16 @@ class Machine(RuleBasedStateMachine):
                 case events.Credit():
                     assert not end.ends.get(event.call_id)
                     assert event.call_id not in end.ended_served
-                case events.Notification() | events.Pong() | events.Discarded():
+                case events.ArenaPassed():
+                    assert len(event.descriptors) == 2
+                    end.arenas_heard.append((event.arena, event.byte_count))
+                case events.ArenaRetired():
+                    end.arenas_heard.append(event.arena)
+                case events.Released():
+                    end.shares_heard += event.shares
+                case events.Discarded():
+                    assert event.payload
+                case events.Notification() | events.Pong():
                     pass
                 case _:
                     raise AssertionError(event)
@@ -264,6 +298,8 @@ class Machine(RuleBasedStateMachine):
             for call_id, number in end.served.items():
                 assert other.numbers[call_id] == number
             assert all(count == 1 for count in end.ends.values())
+            assert end.arenas_heard == other.arenas_sent[: len(end.arenas_heard)]
+            assert end.shares_heard == other.shares_sent[: len(end.shares_heard)]
 
     @invariant()
     def descriptors_are_neither_lost_nor_doubled(self):
@@ -287,7 +323,8 @@ class Machine(RuleBasedStateMachine):
                     self.hear(other, other.connection.receive_data(data, descriptors))
         self.bounds_hold()
         self.descriptors_are_neither_lost_nor_doubled()
-        for end in self.ends:
+        for end, other in zip(self.ends, self.ends[::-1], strict=True):
+            assert (end.arenas_heard, end.shares_heard) == (other.arenas_sent, other.shares_sent)
             assert end.connection.is_idle
             assert not end.connection._streams
             assert end.ends == dict.fromkeys(end.numbers, 1)

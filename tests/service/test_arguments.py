@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 from samehost import Call, Peer
 from samehost.codec import CODECS, JSON, MSGPACK, CannotDecode
 from samehost.service import arguments, signature
-from samehost.service.calling import encode_arguments
 from samehost.service.remote import RemoteMethod
 
 PEER = Peer(7, 8, (), 9)
@@ -49,7 +48,7 @@ def call(function, codec, *positional, **by_name):
     """The same with values, as both clients send them."""
     remote = RemoteMethod("method", signature.read(function))
     if codec is MSGPACK:
-        return called(function, encode_arguments(remote, positional, by_name))
+        return called(function, MSGPACK.encode(remote.arguments(positional, by_name)))
     return called(function, codec.encode(remote.arguments(positional, by_name)), codec)
 
 
@@ -425,7 +424,7 @@ def test_a_value_of_a_declared_type_arrives_equal(data):
     remote = RemoteMethod("method", contract)
     by_name = {f"p{number}": value for number, value in enumerate(values)}
     for positional, named in ((values, {}), ((), by_name), (values[:1], dict(list(by_name.items())[1:]))):
-        assert called(function, encode_arguments(remote, positional, named), MSGPACK, contract) == values
+        assert called(function, MSGPACK.encode(remote.arguments(positional, named)), MSGPACK, contract) == values
         assert called(function, JSON.encode(remote.arguments(positional, named)), JSON, contract) == values
 
 

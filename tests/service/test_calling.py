@@ -12,7 +12,7 @@ from samehost import Call, Peer, errors
 from samehost.codec import MSGPACK
 from samehost.protocol import events
 from samehost.service import calling
-from samehost.service.call import current_call
+from samehost.service.call import Progress, current_call
 from samehost.service.description import MethodDescription, ParameterDescription
 from samehost.service.remote import RemoteMethod
 
@@ -48,20 +48,6 @@ def while_serving(seconds, context, function):
         return function()
 
     return contextvars.copy_context().run(serving)
-
-
-def test_arguments_are_encoded_by_position_or_by_name():
-    remote = RemoteMethod("get")
-    assert MSGPACK.decode_to(list)(calling.encode_arguments(remote, ("a", 1), {})) == ["a", 1]
-    assert MSGPACK.decode_to(dict)(calling.encode_arguments(remote, (), {"key": "a"})) == {"key": "a"}
-    assert calling.encode_arguments(remote, (), {}) == b"\x80"
-
-
-def test_an_argument_that_cannot_travel_is_the_caller_s_mistake():
-    with pytest.raises(errors.UsageError, match=r"^get: an argument cannot travel: .*complex"):
-        calling.encode_arguments(RemoteMethod("get"), (1j,), {})
-    with pytest.raises(errors.UsageError, match=r"^get: give all arguments by position, or all by name"):
-        calling.encode_arguments(RemoteMethod("get"), (1,), {"x": 2})
 
 
 # Time.
@@ -213,3 +199,16 @@ def test_a_remote_function_of_a_server_that_cannot_be_asked_says_so():
     function = calling.RemoteFunction(RemoteMethod("now"), lambda *_: None, lambda _: None)
     assert repr(function) == "<remote function now>"
     assert function.__doc__ == "now: what the server says of it is not known"
+
+
+def test_a_note_tells_how_far_a_call_has_come_if_it_can_be_read():
+    assert calling.read_progress(MSGPACK.encode({"done": 1, "total": 4})) == Progress(1.0, 4.0)
+    assert calling.read_progress(MSGPACK.encode({"dropped": 3, "unknown": []})) == Progress(dropped=3)
+    for note in (b"\x05", b"\xc1", MSGPACK.encode({"done": "half"})):
+        assert calling.read_progress(note) is None
+
+
+def test_what_was_to_come_in_time_is_said():
+    assert str(calling.too_late("now", "/s", 0.5)) == "now on /s: no answer within 0.5 s"
+    assert str(calling.too_late("ticks", "/s", 0.5, "no end")) == "ticks on /s: no end within 0.5 s"
+    assert str(calling.no_stream("now")) == "now: it answers with a value, and not with a stream"

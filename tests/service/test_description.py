@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import datetime as dt
 import enum
-from typing import Annotated
+from collections.abc import AsyncIterator, Generator, Iterable
+from typing import Annotated, BinaryIO
 
 import msgspec
 import pytest
 
 from samehost import Call, Peer, Service, allow
 from samehost.codec import CODECS, MSGPACK, CannotDecode
+from samehost.kernel.blob import Blob
+from samehost.kernel.files import File
 from samehost.service import description
 from samehost.service.description import (
     Description,
     MethodDescription,
     ParameterDescription,
+    TopicDescription,
     describe,
     limits_of,
     read_description,
+    rules_of,
 )
 
 
@@ -82,9 +87,85 @@ def test_each_schema_belongs_to_its_own_parameter_or_result():
     assert set(found.definitions) == {"Item", "Colour"}
 
 
+def streams() -> Service:
+    service = Service("streams")
+
+    @service.method
+    def letters(text: str) -> Generator[str, None, int]:
+        yield text
+
+    @service.method
+    async def merge(
+        first: int, call: Call, items: AsyncIterator[Annotated[int, msgspec.Meta(ge=0)]], scale: int = 1
+    ) -> AsyncIterator[Item]:
+        yield Item("x")
+
+    @service.method
+    def total(*, caller: Peer, unit: str = "m", items: Iterable[float]) -> float: ...
+
+    service.topic("moves", Item, queue=1, allow=allow(uid=0), doc="Where it is.")
+    service.topic("news", str, slow="disconnect")
+    return service
+
+
+def test_streams_are_described_with_the_types_of_their_items():
+    found = describe(streams()).methods
+    item = {"$ref": "#/definitions/Item"}
+    assert (found["letters"].items_out, found["letters"].result) == ({"type": "string"}, {"type": "integer"})
+    assert (found["letters"].items_in, found["letters"].stream_parameter) == (None, "")
+    merge = found["merge"]
+    assert (merge.items_out, merge.items_in, merge.result) == (
+        item,
+        {"type": "integer", "minimum": 0},
+        {"type": "null"},
+    )
+    assert [one.name for one in merge.parameters] == ["first", "scale"]
+    assert (merge.stream_parameter, merge.stream_position) == ("items", 1)
+    assert limits_of(merge) == ["each of items >= 0"]
+    total = found["total"]
+    assert (total.items_in, total.items_out, total.stream_position) == ({"type": "number"}, None, 1)
+    assert merge.schemas() == [{"type": "integer"}, {"type": "integer"}, merge.result, item, merge.items_in]
+
+
+def test_topics_are_described_like_methods_and_behind_them():
+    found = describe(streams())
+    assert list(found.methods)[-2:] == ["moves", "news"]
+    moves = found.methods["moves"]
+    assert moves.topic == TopicDescription(1, "drop")
+    assert (moves.parameters, moves.result, moves.items_out) == (
+        [],
+        {"type": "null"},
+        {"$ref": "#/definitions/Item"},
+    )
+    assert (moves.doc, moves.allow) == ("Where it is.", "uid 0")
+    assert found.methods["letters"].topic is None
+    assert set(found.definitions) == {"Item"}
+
+
+def test_what_becomes_of_slow_subscribers_is_written_for_people():
+    assert rules_of(TopicDescription(64, "drop")) == "keeps 64 items, drops the oldest"
+    assert rules_of(TopicDescription(1, "disconnect")) == "keeps 1 item, then ends the subscription"
+    assert rules_of(TopicDescription(2, "of a later version")) == "keeps 2 items, of a later version"
+
+
+def test_what_travels_beside_the_bytes_is_described():
+    service = Service("files")
+
+    @service.method
+    def copy(source: File, to: BinaryIO | None = None) -> list[Blob]: ...
+
+    found = describe(service).methods["copy"]
+    assert [one.schema for one in found.parameters] == [
+        {"x-samehost": "file"},
+        {"anyOf": [{"x-samehost": "io"}, {"type": "null"}]},
+    ]
+    assert found.result == {"type": "array", "items": {"x-samehost": "blob"}}
+
+
 @pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
-def test_a_description_survives_its_journey(codec):
-    found = describe(store())
+@pytest.mark.parametrize("service", [store(), streams()], ids=["store", "streams"])
+def test_a_description_survives_its_journey(codec, service):
+    found = describe(service)
     assert codec.decode_to(Description)(codec.encode(found)) == found
 
 

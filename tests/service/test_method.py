@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from samehost import Service, allow, idempotent
-from samehost.codec import JSON, MSGPACK
+from samehost import Call, Peer, Service, allow, idempotent
+from samehost.codec import JSON, MSGPACK, CannotDecode
 from samehost.errors import SignatureError, UsageError
+from samehost.protocol import BOTH_STREAMS, ITEMS_FOLLOW, ITEMS_WANTED
 from samehost.service.method import Method, check_name
 
 
@@ -154,3 +156,65 @@ def test_samehost_s_own_names_are_refused(name):
 def test_a_name_is_there_once():
     with pytest.raises(UsageError, match="the service has a method 'now' already"):
         check_name("now", {"now": 1})
+
+
+# Streams.
+
+
+def numbers(count: int) -> Iterator[int]:
+    yield from range(count)
+
+
+async def later_numbers(count: int) -> AsyncIterator[int]:
+    for number in range(count):
+        yield number
+
+
+def total(numbers: Iterator[int]) -> int:
+    return sum(numbers)
+
+
+async def doubled(numbers: AsyncIterator[int]) -> AsyncIterator[int]:
+    async for number in numbers:
+        yield 2 * number
+
+
+@pytest.mark.parametrize(
+    ("function", "shape", "is_async"),
+    [
+        (now, 0, False),
+        (numbers, ITEMS_WANTED, False),
+        (later_numbers, ITEMS_WANTED, True),
+        (total, ITEMS_FOLLOW, False),
+        (doubled, BOTH_STREAMS, True),
+    ],
+)
+def test_the_shape_says_what_is_streamed(function, shape, is_async):
+    method = Method(function, "method")
+    assert (method.shape, method.is_async) == (shape, is_async)
+    assert bool(method.read_item) is bool(shape & ITEMS_FOLLOW)
+
+
+def test_items_that_come_in_are_read_as_their_type_in_both_codecs():
+    method = Method(total, "total")
+    assert method.read_item["msgpack"](MSGPACK.encode(3)) == method.read_item["json"](b"3") == 3
+    with pytest.raises(CannotDecode, match="expected int, got str"):
+        method.read_item["msgpack"](MSGPACK.encode("three"))
+
+
+def test_the_stream_that_comes_in_is_put_in_its_place():
+    def join(prefix: str, words: Iterator[str], *, call: Call, suffix: str = "") -> str:
+        assert call.method == "join"
+        return prefix + "".join(words) + suffix
+
+    method = Method(join, "join")
+    call = Call(Peer(1, 1, (), 1), "join", 1, None, {}, None, items=iter(["a", "b"]))
+    assert method.invoke(method.read["msgpack"](MSGPACK.encode({"prefix": "<", "suffix": ">"})), call) == "<ab>"
+    call.items = iter("c")
+    assert method.invoke(method.read["json"](JSON.encode(["<"])), call) == "<c"
+
+
+def test_a_method_on_the_loop_cannot_wait_for_a_stream():
+    with pytest.raises(SignatureError, match="inline=True cannot wait for a stream"):
+        Method(total, "total", inline=True)
+    assert Method(numbers, "numbers", inline=True).is_inline

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import inspect
+import os
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from samehost import Peer, idempotent, named
+from samehost import Blob, File, Peer, idempotent, named
 from samehost.codec import MSGPACK, CannotDecode
 from samehost.errors import InvalidResult, SignatureError, UsageError
+from samehost.extensions import BLOBS, FILES
+from samehost.protocol import BOTH_STREAMS, ITEMS_FOLLOW, ITEMS_WANTED
 from samehost.service import signature
-from samehost.service.remote import ANY_RESULT, RemoteMethod, declare_methods
+from samehost.service.remote import ANY_RESULT, RemoteMethod, declare_methods, kinds_wanted
 
 
 def at(zone: str, offset: int = 0, *, dst: bool = False) -> str: ...
@@ -202,3 +206,91 @@ def test_named_wants_a_name():
 
         @named
         def get(self) -> None: ...
+
+
+# Streams.
+
+
+def total(numbers: Iterator[int], scale: int = 1, *, offset: int = 0) -> int: ...
+
+
+def ticks(every: float) -> Iterator[int]: ...
+
+
+def scaled(scale: int, numbers: Iterator[int]) -> Iterator[int]: ...
+
+
+TOTAL = RemoteMethod("total", signature.read(total))
+
+
+def test_calls_say_which_streams_belong_to_them():
+    assert (KNOWN.flags, KNOWN.is_stream) == (0, False)
+    assert (TOTAL.flags, TOTAL.is_stream) == (ITEMS_FOLLOW, False)
+    known = RemoteMethod("ticks", signature.read(ticks))
+    assert (known.flags, known.is_stream) == (ITEMS_WANTED, True)
+    known = RemoteMethod("scaled", signature.read(scaled))
+    assert (known.flags, known.is_stream) == (BOTH_STREAMS, True)
+    assert (UNKNOWN.flags, UNKNOWN.is_stream) == (ITEMS_WANTED, None)
+
+
+def test_the_declared_stream_is_taken_out_of_the_arguments_whatever_it_is():
+    assert TOTAL.take_items(([1, 2],), {}) == ((), {}, [1, 2])
+    assert TOTAL.take_items(([1, 2], 3), {"offset": 4}) == ((3,), {"offset": 4}, [1, 2])
+    assert TOTAL.take_items((), {"scale": 3, "numbers": range(3)}) == ((), {"scale": 3}, range(3))
+    assert KNOWN.take_items(("UTC",), {"offset": iter(())})[2] is None  # none is declared
+    known = RemoteMethod("scaled", signature.read(scaled))
+    assert known.take_items((2, [1]), {}) == ((2,), {}, [1])
+    for arguments in ((), {"scale": 3}), ((2,), {}):
+        with pytest.raises(UsageError, match=r"scaled\(.*\) -> .*: numbers is missing, the items to send"):
+            known.take_items(*arguments)
+
+
+def test_an_iterator_is_the_stream_where_nothing_is_declared():
+    async def asynchronous():
+        yield 1
+
+    for items in (iter([1]), (number for number in [1]), map(str, [1]), asynchronous()):
+        assert UNKNOWN.take_items((2, items), {}) == ((2,), {}, items)
+        assert UNKNOWN.take_items((2,), {"a": items, "b": 3}) == ((2,), {"b": 3}, items)
+    with open(os.devnull) as file:
+        for arguments in ((), ([1], (2,), {3}, "text", b"bytes", range(3)), (file,)):
+            assert UNKNOWN.take_items(arguments, {}) == (arguments, {}, None)
+    with pytest.raises(UsageError, match="at: 2 arguments are iterators, and a call streams one at most"):
+        UNKNOWN.take_items((iter([]),), {"a": iter([])})
+
+
+def test_an_item_is_of_the_declared_type():
+    remote = RemoteMethod("ticks", decode_item=MSGPACK.decode_to(int))
+    assert remote.item(MSGPACK.encode(5)) == 5
+    with pytest.raises(
+        InvalidResult, match=r"^an item of ticks is not of its declared type: \$: expected int, got str"
+    ):
+        remote.item(MSGPACK.encode("5"))
+    assert UNKNOWN.item(MSGPACK.encode("5")) == "5"
+
+
+# What results and items may hold.
+
+
+def test_what_is_wanted_of_a_server_is_known_by_the_types():
+    class Numbers:
+        def add(self, left: int) -> int: ...
+
+        def count(self, name: bytes) -> Iterator[int]: ...
+
+    class Blobs(Numbers):
+        def frames(self) -> Iterator[Blob]: ...
+
+    class Files(Numbers):
+        def open(self, name: str) -> File: ...
+
+    class Anything(Numbers):
+        def ask(self) -> Any: ...
+
+    assert kinds_wanted(declared(Numbers)) == 0  # what is sent does not count
+    for owner in (Blobs, Files, Anything):
+        assert kinds_wanted(declared(owner)) == FILES | BLOBS
+    assert kinds_wanted({}) == FILES | BLOBS  # it may call anything
+    assert declared(Files)["open"].kinds == FILES
+    assert declared(Blobs)["frames"].kinds == BLOBS
+    assert UNKNOWN.kinds == FILES | BLOBS

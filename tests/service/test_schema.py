@@ -6,16 +6,22 @@ import dataclasses
 import datetime as dt
 import decimal
 import enum
+import socket
 import typing
 import uuid
 from typing import Annotated, Any
 
 import every_type
 import msgspec
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 import pytest
 from every_type import Circle, Color, Node, Person, Row, Spot
 
 from samehost.codec import MSGPACK
+from samehost.kernel.blob import Blob
+from samehost.kernel.files import File
 from samehost.service.description import describe, read_description
 from samehost.service.schema import references, schemas_of, used_by
 
@@ -79,6 +85,16 @@ def schema_of(kind: Any) -> dict[str, Any]:
             {"type": "object", "propertyNames": {"maxLength": 3}},
         ),
         (Annotated[int, msgspec.Meta(description="how many")], {"type": "integer", "description": "how many"}),
+        (File, {"x-samehost": "file"}),
+        (typing.BinaryIO, {"x-samehost": "io"}),
+        (typing.IO[bytes], {"x-samehost": "io"}),
+        (socket.socket, {"x-samehost": "socket"}),
+        (Blob, {"x-samehost": "blob"}),
+        (pa.Buffer, {"x-samehost": "blob"}),
+        (np.ndarray, {"x-samehost": "array"}),
+        (npt.NDArray[np.float32], {"x-samehost": "array"}),
+        (File | None, {"anyOf": [{"x-samehost": "file"}, {"type": "null"}]}),
+        (list[Blob], {"type": "array", "items": {"x-samehost": "blob"}}),
     ],
 )
 def test_a_type_keeps_all_that_callers_have_to_know(kind: Any, schema: dict[str, Any]) -> None:

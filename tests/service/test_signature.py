@@ -8,6 +8,7 @@ import datetime as dt
 import decimal
 import enum
 import functools
+import socket
 import sys
 import typing
 import uuid
@@ -16,12 +17,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypedDict
 
 import msgspec
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+import samehost
+import samehost.aio
 from samehost import Call, File, Peer
 from samehost.errors import SignatureError
 from samehost.service import signature
-from samehost.service.signature import MISSING, Parameter
+from samehost.service.signature import MISSING, Items, NoStream, Parameter
 
 if TYPE_CHECKING:
     from fractions import Fraction
@@ -333,7 +338,6 @@ def test_names_of_python_s_own_kind_are_refused(name):
         (object, "object is none of builtins, dataclasses"),
         (complex, "complex: complex is none of"),
         (list[complex], "list[complex]: complex is none of"),
-        (File, "File: File is none of"),
         (dict[str, list[abc.ABC]], "ABC is none of"),
         (collections.abc.Callable[[], int], "is none of"),
         (str | bytes, "more than one str-like type"),
@@ -363,27 +367,65 @@ def test_a_result_that_cannot_travel_is_refused():
     assert "peer: the result cannot travel as Peer: Peer is filled in" in refusal(peer)
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        collections.abc.Iterator[int],
-        collections.abc.AsyncIterator,
-        typing.AsyncIterator[int],
-        collections.abc.Generator[int, None, None],
-        typing.AsyncGenerator[int, None],
-    ],
-    ids=str,
-)
-def test_a_stream_is_refused_as_one(kind):
-    assert "parameter 'x' is a stream (" in refusal_of(kind)
+# Streams.
 
+
+PLAIN_STREAMS = [
+    collections.abc.Iterator[int],
+    collections.abc.Iterable[int],
+    typing.Iterator[int],
+    collections.abc.Generator[int, None, None],
+]
+ASYNC_STREAMS = [
+    collections.abc.AsyncIterator[int],
+    collections.abc.AsyncIterable[int],
+    typing.AsyncIterator[int],
+    collections.abc.AsyncGenerator[int, None],
+]
+
+
+@pytest.mark.parametrize("kind", [*PLAIN_STREAMS, *ASYNC_STREAMS], ids=str)
+def test_a_result_that_is_an_iterator_is_a_stream_of_its_items(kind):
     def get(): ...
 
     get.__annotations__ = {"return": kind}
-    assert "get: the result is a stream (" in refusal(get)
+    found = signature.read(get)
+    assert (found.items_out, found.result, found.items_in) == (int, type(None), NoStream)
+    assert found.runs_on_loop is (kind in ASYNC_STREAMS)
 
 
-def test_generators_are_refused():
+def test_an_iterator_of_nothing_in_particular_is_a_stream_of_anything():
+    def get(items: collections.abc.Iterator) -> collections.abc.Iterator: ...
+
+    found = signature.read(get)
+    assert (found.items_in, found.items_out) == (Any, Any)
+
+
+def test_what_clients_hand_out_is_a_stream_as_well():
+    def get() -> samehost.Stream[int]: ...
+    def later() -> samehost.aio.Stream[int]: ...
+
+    assert (signature.read(get).items_out, signature.read(get).runs_on_loop) == (int, False)
+    assert (signature.read(later).items_out, signature.read(later).runs_on_loop) == (int, True)
+
+
+def test_a_file_is_no_stream_although_it_can_be_iterated():
+    def get(log: typing.BinaryIO) -> typing.IO[bytes]: ...
+
+    found = signature.read(get)
+    assert (found.items_in, found.items_out, found.result) == (NoStream, NoStream, typing.IO[bytes])
+
+
+def test_what_a_generator_returns_is_the_result():
+    def get() -> collections.abc.Generator[int, None, str]:
+        yield 1
+        return "end"
+
+    found = signature.read(get)
+    assert (found.items_out, found.result) == (int, str)
+
+
+def test_a_generator_without_an_annotation_streams_anything():
     def items():
         yield 1
 
@@ -395,7 +437,72 @@ def test_generators_are_refused():
             yield 1
 
     for function in (items, async_items, functools.partial(items), Items()):
-        assert refusal(function).endswith(" is a generator: a method returns one value")
+        found = signature.read(function)
+        assert (found.items_out, found.result, found.runs_on_loop) == (Any, Any, function is async_items)
+
+
+def test_a_generator_that_says_it_returns_one_value_is_refused():
+    def items() -> int:
+        yield 1
+
+    async def async_items() -> int:
+        yield 1
+
+    assert refusal(items).endswith(" is a stream, as the function has a yield: annotate it as Iterator[int]")
+    assert refusal(async_items).endswith("annotate it as AsyncIterator[int]")
+
+
+@pytest.mark.parametrize("kind", PLAIN_STREAMS, ids=str)
+def test_a_parameter_that_is_an_iterator_takes_the_stream_of_the_caller(kind):
+    def total(name: str, numbers, *, caller: Peer, rounded: bool = False) -> float: ...
+
+    total.__annotations__["numbers"] = kind
+    found = signature.read(total)
+    assert (found.items_in, found.stream_parameter, found.items_out) == (int, "numbers", NoStream)
+    assert [parameter.name for parameter in found.parameters] == ["name", "rounded"]
+    assert found.layout == (
+        ("name", None, False),
+        ("numbers", Items, False),
+        ("caller", Peer, True),
+        ("rounded", None, True),
+    )
+    assert "numbers: " in found.text
+    assert "caller" not in found.text
+
+
+def test_a_coroutine_takes_and_gives_asynchronous_streams_alone():
+    async def total(numbers: collections.abc.Iterator[int]) -> int: ...
+    async def rows() -> collections.abc.Iterator[int]: ...
+    async def echo(items: collections.abc.AsyncIterator[int]) -> collections.abc.AsyncIterator[int]: ...
+
+    told = "parameter 'numbers' is collections.abc.Iterator[int]: an async def takes its stream as an AsyncIterator"
+    assert told in refusal(total)
+    assert "what an async def streams is an AsyncIterator" in refusal(rows)
+    assert signature.read(echo).runs_on_loop
+
+
+def test_a_plain_function_takes_plain_streams_unless_it_gives_an_asynchronous_one():
+    def total(numbers: collections.abc.AsyncIterator[int]) -> int: ...
+    def echo(items: collections.abc.AsyncIterator[int]) -> collections.abc.AsyncIterator[int]: ...
+
+    assert "a def takes its stream as an Iterator" in refusal(total)
+    assert signature.read(echo).runs_on_loop
+
+
+def test_streams_that_cannot_be_are_refused():
+    def two(one: collections.abc.Iterator[int], other: collections.abc.Iterator[int]) -> int: ...
+    def by_default(numbers: collections.abc.Iterator[int] = ()) -> int: ...
+    def nested(numbers: collections.abc.Iterator[collections.abc.Iterator[int]]) -> int: ...
+    def listed(numbers: list[collections.abc.Iterator[int]]) -> int: ...
+    def unknown() -> collections.abc.Iterator[complex]: ...
+    def strange_end() -> collections.abc.Generator[int, None, complex]: ...
+
+    assert "parameter 'other' is a second stream beside 'one'" in refusal(two)
+    assert "parameter 'numbers' is a stream, which has no default" in refusal(by_default)
+    assert "parameter 'numbers', each item, is a stream" in refusal(nested)
+    assert "parameter 'numbers' cannot travel as list[" in refusal(listed)
+    assert "the result, each item, cannot travel as complex" in refusal(unknown)
+    assert "the result, at the end, cannot travel as complex" in refusal(strange_end)
 
 
 @pytest.mark.parametrize(
@@ -459,3 +566,22 @@ def test_the_parameter_is_named_where_annotations_wait():
     names: dict[str, Any] = {}
     exec(compile("def get(key: int, ratio: Missing): ...", "x", "exec", dont_inherit=True), names)
     assert "get: parameter 'ratio' cannot be read: name 'Missing' is not defined" in refusal(names["get"])
+
+
+def test_files_blobs_and_arrays_travel_anywhere_in_a_value():
+    @dataclass
+    class Picture:
+        pixels: samehost.Blob
+        raw: NDArray[np.uint8]
+
+    def put(file: File, log: typing.BinaryIO, tap: socket.socket | None, all: list[Picture]) -> np.ndarray: ...
+
+    put.__annotations__["all"] = list[Picture]
+    found = signature.read(put)
+    assert [parameter.kind for parameter in found.parameters] == [
+        File,
+        typing.BinaryIO,
+        socket.socket | None,
+        list[Picture],
+    ]
+    assert found.result is np.ndarray

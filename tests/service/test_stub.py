@@ -8,6 +8,7 @@ import datetime as dt
 import decimal
 import importlib.util
 import keyword
+import os
 import sys
 import uuid
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from typing import Any
 
 import every_type
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -30,6 +32,7 @@ from samehost.service.description import (
     Description,
     MethodDescription,
     ParameterDescription,
+    TopicDescription,
     describe,
     read_description,
 )
@@ -83,15 +86,19 @@ def stubs(place: Path) -> Iterator[dict[str, ModuleType]]:
 
 
 USE = """
+import collections.abc
 import datetime
 import decimal
+import socket
+import typing
 import uuid
 from typing import assert_type
 
+import numpy
 import samehost
 import samehost.aio
 from stub_asyncio import EveryType as Async
-from stub_blocking import Circle, Color, EveryType, Level, Node, Options, Pair_int, Pair_str, Person, Square
+from stub_blocking import Circle, Color, EveryType, Level, Node, Options, Pair_int, Pair_str, Person, Spot, Square
 
 
 def use(client: EveryType) -> None:
@@ -104,12 +111,38 @@ def use(client: EveryType) -> None:
     assert_type(person[0].money, decimal.Decimal)
     client.close_()
     client.close()
+    for leaf in client.leaves(2):
+        assert_type(leaf, Node)
+    assert_type(client.spell("ab"), collections.abc.Generator[str, None, int])
+    assert_type(list(client.scaled("a", [1, 2], factor=3)), list[tuple[str, float]])
+    assert_type(client.area([Circle(1.0), Square(2.0)]), float)
+    client.gather(1, items=(Spot(one) for one in range(3)), last=2)
+    for spot in client.moves():
+        assert_type(spot, Spot)
+    with open("x", "rb") as file:
+        client.read_files(file, None, more=[file])
+    assert_type(client.pair(), tuple[socket.socket, samehost.File])
+    assert_type(client.turned(samehost.Blob(b"x")).view, memoryview)
+    for total in client.sums([numpy.zeros(3)]):
+        assert_type(total.sum(), typing.Any)
+    client.area(["1"])  # type: ignore[list-item]
     client.plain("1", 2.0, "c", True, b"e")  # type: ignore[arg-type]
     client.person(Person("n", datetime.date.today()), Options(Level.LOW))  # type: ignore[call-arg]
 
 
 async def use_asyncio(client: Async) -> None:
     assert_type(await client.kv_get("k"), str)
+    async for leaf in client.leaves(2):
+        assert_type(leaf.value, int)
+    async for letter in client.spell("ab"):
+        assert_type(letter, str)
+    async for pair in client.scaled("a", numbers()):
+        assert_type(pair, tuple[str, float])
+    client.scaled("a", [1])  # type: ignore[arg-type]
+
+
+async def numbers() -> collections.abc.AsyncIterator[int]:
+    yield 1
 
 
 def connect() -> None:
@@ -177,10 +210,62 @@ async def test_it_works_with_the_service_in_asyncio(place: Path, stubs: dict[str
             assert await client.shape(m.Circle(1.0)) == m.Circle(1.0)
 
 
+def test_streams_work_with_the_service(place: Path, stubs: dict[str, ModuleType]) -> None:
+    m = stubs["stub_blocking"]
+    with serving(place / "s"), samehost.connect(place / "s", m.EveryType) as client:
+        assert [(leaf.value, leaf.best) for leaf in client.leaves(2, spot=m.Spot(3))] == [
+            (0, m.Spot(3)),
+            (1, m.Spot(3)),
+        ]
+        spelt = client.spell("abc")
+        assert (list(spelt), spelt.result) == (["a", "b", "c"], 3)
+        assert list(client.scaled("a", [1, 2])) == [("a", 2.0), ("a", 4.0)]
+        assert list(client.scaled("a", items=iter([1]), factor=0.5)) == [("a", 0.5)]
+        assert client.area([m.Circle(1.0), m.Square(2.0)], unit=m.Level.HIGH) == 14.0
+        assert client.gather(1, items=[m.Spot(2)], last=3) == [m.Spot(1), m.Spot(2), m.Spot(3)]
+        with client.moves() as moves:
+            assert client.move(m.Spot(5, 6)) == 1
+            assert next(moves) == m.Spot(5, 6)
+        with pytest.raises(InvalidArguments, match=r"\$\.items\[1\]"):
+            list(client.scaled("a", [1, "2"]))
+
+
+async def test_streams_work_with_the_service_in_asyncio(place: Path, stubs: dict[str, ModuleType]) -> None:
+    m = stubs["stub_asyncio"]
+    with serving(place / "s"):
+        async with await samehost.aio.connect(place / "s", m.EveryType) as client:
+            assert [leaf.value async for leaf in client.leaves(2)] == [0, 1]
+            spelt = client.spell("abc")
+            assert ([letter async for letter in spelt], spelt.result) == (["a", "b", "c"], 3)
+            assert [pair async for pair in client.scaled("a", [1, 2])] == [("a", 2.0), ("a", 4.0)]
+            assert await client.gather(items=[m.Spot(2)], last=3) == [m.Spot(0), m.Spot(2), m.Spot(3)]
+            async with client.moves() as moves:
+                assert await client.move(m.Spot(5)) == 1
+                assert await anext(moves) == m.Spot(5)
+
+
+def test_files_blobs_and_arrays_work_with_the_service(place: Path, stubs: dict[str, ModuleType]) -> None:
+    m = stubs["stub_blocking"]
+    (place / "file").write_bytes(b"content")
+    with serving(place / "s"), samehost.connect(place / "s", m.EveryType) as client:
+        with open(place / "file", "rb") as one, samehost.File(os.open(place / "file", os.O_RDONLY)) as other:
+            assert client.read_files(one, other, more=[]) == b"content|content"
+        ours, theirs = client.pair()
+        with ours, theirs.socket() as other_end:
+            ours.sendall(b"hello")
+            assert other_end.recv(5) == b"hello"
+        assert bytes(client.turned(samehost.Blob(b"abc"))) == b"cba"
+        big = bytes(1_000_000) + b"x"
+        assert bytes(client.turned(samehost.Blob(big))) == big[::-1]
+        (total,) = client.sums([np.arange(6).reshape(2, 3)])
+        assert total.tolist() == [3, 5, 7]
+
+
 def test_what_the_service_says_is_in_the_class(stubs: dict[str, ModuleType]) -> None:
     m = stubs["stub_blocking"]
     remote = m.EveryType.remote_methods
-    assert set(remote) == set(every_type.every.methods)
+    assert set(remote) == {*every_type.every.methods, *every_type.every.topics}
+    assert m.EveryType.moves.__doc__.split("\n\n")[1].strip() == "A topic: keeps 8 items, drops the oldest."
     assert remote["plain"].is_idempotent
     assert not remote["times"].is_idempotent
     assert m.EveryType.plain.__doc__.split() == ["All", "of", "them.", "In", "two", "paragraphs."]
@@ -194,7 +279,8 @@ def test_what_the_service_says_is_in_the_class(stubs: dict[str, ModuleType]) -> 
 
 
 def test_names_that_python_or_a_client_has_are_called_otherwise() -> None:
-    names = ["close", "class", "_private", "__init__", "kv.get", "kv_get", "a b", "1st", "ﬁne", "", "ok", "describe"]
+    names = ["close", "class", "_private", "__init__", "kv.get", "kv_get", "1st", "ﬁne", "", "ok", "describe"]
+    names += ["a b", "a-b", "a+b", "a/b"]
     written = source(described(*(method(name) for name in names)))
     functions = [one.name for one in ast.walk(ast.parse(written)) if isinstance(one, ast.FunctionDef)]
     assert len(set(functions)) == len(names)
@@ -225,6 +311,44 @@ def test_a_method_hides_no_type(name: str) -> None:
         ast.dump(one.annotation) for one in ast.walk(ast.parse(written)) if isinstance(one, ast.arg) and one.annotation
     ]
     assert not any(f"Name(id='{name}'" in annotation for annotation in annotations)
+
+
+def test_methods_named_like_modules_hide_none_of_them() -> None:
+    names = ["collections", "numpy", "samehost", "socket", "typing"]
+    array, link, file = ({"x-samehost": word} for word in ("array", "socket", "file"))
+    more = {"items_out": array, "items_in": link, "stream_parameter": "items"}
+    written = source(described(*(method(name, parameter("x", file), **more) for name in names)))
+    space: dict[str, Any] = {}
+    exec(written, space)
+    assert set(space["Thing"].remote_methods) == set(names)
+    assert "import collections.abc as _abc\nimport socket as _socket\nimport typing as _typing\n" in written
+    assert "_samehost.File" in written
+    assert "items: _abc.Iterable[_socket.socket]" in written
+
+
+def test_a_stream_has_the_place_where_it_was_declared() -> None:
+    stream = {"items_in": {"type": "integer"}, "stream_parameter": "items"}
+    kind = "collections.abc.Iterable[int]"
+
+    def written(*parameters: ParameterDescription, position: int) -> str:
+        found = source(described(method("m", *parameters, stream_position=position, **stream)))
+        return " ".join(found.partition("def m(")[2].partition(") -> None:")[0].split())
+
+    text = {"type": "string"}
+    assert written(parameter("a", text), parameter("b", text, "x"), position=1) == (
+        f'self, a: str, items: {kind}, b: str = "x"'
+    )
+    assert written(parameter("a", text, "x"), position=0) == f'self, items: {kind}, a: str = "x"'
+    assert written(parameter("a", text, "x"), position=1) == f'self, a: str = "x", *, items: {kind}'
+    assert written(parameter("a", text, keyword_only=True), position=1) == f"self, *, a: str, items: {kind}"
+    for position in (-1, 2**63):
+        assert "items" in written(parameter("a", text), position=position)
+
+
+def test_a_stream_that_cannot_be_named_leaves_its_method_out() -> None:
+    for name in ("a b", "class", "self", "__x", "a"):
+        written = source(described(method("m", parameter("a", {}), stream_parameter=name)))
+        assert '# "m" is left out' in written
 
 
 def test_a_class_is_called_unlike_methods_fields_and_builtins() -> None:
@@ -337,6 +461,8 @@ def test_what_is_in_sets_can_be_hashed() -> None:
         {"$ref": "#/definitions/Odd"},
         {"$ref": 7},
         {"const": {}},
+        {"x-samehost": "of a later version"},
+        {"x-samehost": ["file"]},
     ],
 )
 def test_what_cannot_be_said_is_anything(schema: dict[str, Any]) -> None:
@@ -386,6 +512,7 @@ keywords = [
     "additionalProperties",
     "x-keys",
     "x-names",
+    "x-samehost",
     "contentEncoding",
     "default",
     "description",
@@ -393,11 +520,15 @@ keywords = [
     "maxItems",
 ]
 kinds = st.sampled_from(["string", "integer", "number", "boolean", "null", "array", "object"])
+beside = st.sampled_from(["file", "io", "socket", "blob", "array", "evil"])
 formats = st.sampled_from(["date-time", "uuid", "decimal", "duration", "evil"])
 schemas = st.recursive(
     st.one_of(
         st.builds(lambda kind: {"type": kind}, kinds),
         st.builds(lambda of: {"type": "string", "format": of}, formats),
+        st.builds(
+            lambda word: {"x-samehost": word}, st.sampled_from(["file", "io", "socket", "blob", "array", "evil"])
+        ),
         st.builds(lambda name: {"$ref": f"#/definitions/{name}"}, names),
         st.builds(lambda values: {"enum": values}, st.lists(st.one_of(texts, st.integers(0, 9)), max_size=3)),
         st.dictionaries(st.sampled_from(keywords), values, max_size=4),
@@ -438,6 +569,11 @@ descriptions = st.builds(
             texts,
             texts,
             st.booleans(),
+            items_out=st.none() | schemas,
+            items_in=st.none() | schemas,
+            stream_parameter=st.just("") | names,
+            stream_position=st.integers(-(2**70), 2**70) | st.integers(0, 3),
+            topic=st.none() | st.builds(TopicDescription, st.integers(), texts),
         ),
         max_size=3,
     ),
@@ -469,7 +605,19 @@ def assert_harmless(written: str) -> None:
             assert not isinstance(node, FORBIDDEN), ast.dump(node)
 
 
-MODULES = ["builtins", "datetime", "decimal", "enum", "msgspec", "samehost", "typing", "uuid"]
+MODULES = [
+    "builtins",
+    "collections.abc",
+    "datetime",
+    "decimal",
+    "enum",
+    "msgspec",
+    "numpy",
+    "samehost",
+    "socket",
+    "typing",
+    "uuid",
+]
 FORBIDDEN = (
     ast.NamedExpr,
     ast.Await,

@@ -10,5 +10,17 @@ from samehost.aio.datagrams import Datagram, DatagramListener
 from samehost.aio.dial import dial
 from samehost.aio.listener import Listener, listen
 from samehost.aio.service import serve
+from samehost.aio.stream import Stream
 
-__all__ = ["Client", "Connection", "Datagram", "DatagramListener", "Listener", "connect", "dial", "listen", "serve"]
+__all__ = [
+    "Client",
+    "Connection",
+    "Datagram",
+    "DatagramListener",
+    "Listener",
+    "Stream",
+    "connect",
+    "dial",
+    "listen",
+    "serve",
+]

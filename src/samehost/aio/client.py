@@ -6,45 +6,52 @@ import asyncio
 import math
 import warnings
 from collections import deque
-from collections.abc import Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
 from samehost import limits
 from samehost.address import Address, DescriptorAddress, parse
+from samehost.aio.attachments import encode_arguments_plainly
 from samehost.aio.dial import dial
 from samehost.aio.link import Link
+from samehost.aio.stream import Calling, Deferred, OpenCall, Stream, source_of
 from samehost.aio.wire import SocketWire
-from samehost.errors import Error, OutcomeUnknown, Unavailable, Unsent, UsageError
+from samehost.codec import MSGPACK
+from samehost.errors import ArenaFull, DeadlineExceeded, Error, OutcomeUnknown, Unavailable, Unsent, UsageError
+from samehost.kernel.blob import Blob, allocate
 from samehost.kernel.closing import AsyncClosable
 from samehost.kernel.deadline import Deadline
+from samehost.protocol import ITEMS_FOLLOW
 from samehost.service.calling import (
     CLIENTS_TIMEOUT,
     ClientTimeout,
     RemoteFunction,
     context_to_hand_on,
-    encode_arguments,
     lost,
     remote_of,
     seconds_for,
     too_late,
 )
 from samehost.service.description import DESCRIBE, Description, MethodDescription, read_description
-from samehost.service.remote import RemoteMethod, declare_methods
+from samehost.service.remote import RemoteMethod, declare_methods, kinds_wanted
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
     from types import TracebackType
 
     from samehost.peer import Peer, Policy
     from samehost.protocol import Payload
+    from samehost.service.call import Progress
 
 T = TypeVar("T", bound="Client")
 Answered = TypeVar("Answered")
+Item = TypeVar("Item")
 
 _TRIES_MAX = 5
 """How often a call is sent whose outcome is unknown each time, or to servers that end before they say a word."""
+
+_MEMORY_PAUSE_SECONDS = 0.001
 
 _CLOSED = "the client was closed"
 
@@ -53,7 +60,8 @@ class Client(AsyncClosable):
     """A connection to a service, whose methods are called as if they were here: `samehost.Client` in coroutines.
 
     Made by `samehost.aio.connect`. A class made from this one declares methods, by `async def` with annotations and a
-    body that never runs. Any number of tasks may call at a time.
+    body that never runs; those that stream by a plain `def` which gives an `AsyncIterator`, and get a `Stream` at once.
+    Any number of tasks may call at a time.
 
     Attributes:
         address: what was connected to.
@@ -90,12 +98,40 @@ class Client(AsyncClosable):
         """The server as the kernel reports it; None while there is no connection."""
         return self._link.peer if self._link is not None and self._link.is_open else None
 
-    async def call(
-        self, method: str, /, *arguments: Any, timeout: float | ClientTimeout | None = CLIENTS_TIMEOUT, **named: Any
-    ) -> Any:
-        """Call a method by its name; see `samehost.Client.call`."""
+    def call(
+        self,
+        method: str,
+        /,
+        *arguments: Any,
+        timeout: float | ClientTimeout | None = CLIENTS_TIMEOUT,
+        progress: Callable[[Progress], object] | None = None,
+        **named: Any,
+    ) -> Calling:
+        """Call a method by its name; see `samehost.Client.call`.
+
+        Await it for its result, or for its `Stream` if it streams, or go through the items with `async for`.
+        """
         remote = self.remote_methods.get(method) or RemoteMethod(method)
-        return await self._call(remote, arguments, named, timeout)
+        return Calling(remote, self._call(remote, arguments, named, timeout, progress))
+
+    @overload
+    def subscribe(self, topic: str, *, timeout: float | ClientTimeout | None = ...) -> Stream[Any]: ...
+
+    @overload
+    def subscribe(
+        self, topic: str, type: type[Item], *, timeout: float | ClientTimeout | None = ...
+    ) -> Stream[Item]: ...
+
+    def subscribe(
+        self, topic: str, type: Any = Any, *, timeout: float | ClientTimeout | None = CLIENTS_TIMEOUT
+    ) -> Stream[Any]:
+        """Subscribe to a topic, with the first item that is asked for; see `samehost.Client.subscribe`.
+
+        Nothing is missed that is published once `async with` has begun, which waits for the server's word.
+        """
+        remote = RemoteMethod(topic, is_idempotent=True, decode_item=MSGPACK.decode_to(type))
+        remote.is_stream = True
+        return Stream(remote, begin=partial(self._call, remote, (), {}, timeout))
 
     async def notify(
         self, method: str, /, *arguments: Any, timeout: float | ClientTimeout | None = CLIENTS_TIMEOUT, **named: Any
@@ -103,11 +139,12 @@ class Client(AsyncClosable):
         """Call a method and want no answer; see `samehost.Client.notify`."""
         remote = self.remote_methods.get(method) or RemoteMethod(method)
         deadline = self._deadline(method, timeout)
-        if arguments and named:
-            encoded = await self._encode_mixed(remote, arguments, named, deadline)
+        encoded = None if arguments and named else encode_arguments_plainly(remote, arguments, named)
+        if encoded is not None:
+            await self._exchange(remote, encoded, deadline, Link.notify)
         else:
-            encoded = encode_arguments(remote, arguments, named)
-        await self._exchange(remote, encoded, deadline, Link.notify)
+            values = await self._arguments(remote, arguments, named, deadline)
+            await self._exchange(remote, values, deadline, _notify_anew)
 
     async def map(
         self,
@@ -134,16 +171,33 @@ class Client(AsyncClosable):
                 task.cancel()
             await asyncio.gather(*under_way, return_exceptions=True)
 
+    async def allocate(self, size: int, *, timeout: float | ClientTimeout | None = CLIENTS_TIMEOUT) -> Blob:
+        """A blob to write into; see `samehost.allocate`. Waits until there is memory for it.
+
+        Raises:
+            DeadlineExceeded: there was none in time.
+            UsageError: the size is negative, or more than a blob can have.
+        """
+        deadline = _deadline_in(seconds_for(self._timeout if isinstance(timeout, ClientTimeout) else timeout))
+        while True:
+            try:
+                return allocate(size)
+            except ArenaFull as error:
+                if not deadline.left():
+                    raise DeadlineExceeded(f"no memory for a blob within {deadline.timeout:g} s: {error}") from error
+            await asyncio.sleep(min(_MEMORY_PAUSE_SECONDS, deadline.left()))  # it may come back from anywhere
+
     async def describe(self) -> Description:
         """What the service tells of itself; asked once a connection."""
         return await self._describe(self._deadline(DESCRIBE, CLIENTS_TIMEOUT))
 
     # Calling.
 
-    def _call_declared(
-        self, remote: RemoteMethod, positional: tuple[Any, ...], by_name: dict[str, Any]
-    ) -> Coroutine[Any, Any, Any]:
-        return self._call(remote, positional, by_name, CLIENTS_TIMEOUT)
+    def _call_declared(self, remote: RemoteMethod, positional: tuple[Any, ...], by_name: dict[str, Any]) -> Any:
+        if remote.is_stream:
+            return Stream(remote, begin=partial(self._call, remote, positional, by_name, CLIENTS_TIMEOUT))
+        calling = self._call(remote, positional, by_name, CLIENTS_TIMEOUT)
+        return calling if remote.is_stream is not None else Calling(remote, calling)
 
     async def _call(
         self,
@@ -151,13 +205,53 @@ class Client(AsyncClosable):
         positional: tuple[Any, ...],
         by_name: dict[str, Any],
         timeout: float | ClientTimeout | None,
+        progress: Callable[[Progress], object] | None = None,
     ) -> Any:
         deadline = self._deadline(remote.name, timeout)
-        if positional and by_name:
-            encoded = await self._encode_mixed(remote, positional, by_name, deadline)
-        else:
-            encoded = encode_arguments(remote, positional, by_name)
-        return remote.result(await self._exchange(remote, encoded, deadline, Link.call))
+        encoded = None
+        if progress is None and not remote.flags & ITEMS_FOLLOW and not (positional and by_name):
+            encoded = encode_arguments_plainly(remote, positional, by_name)
+        if encoded is None:
+            return await self._call_at_length(remote, positional, by_name, timeout, deadline, progress)
+        found = await self._exchange(remote, encoded, deadline, Link.call)
+        return self._stream_of(remote, found, timeout, deadline) if type(found) is OpenCall else found
+
+    async def _call_at_length(
+        self,
+        remote: RemoteMethod,
+        positional: tuple[Any, ...],
+        by_name: dict[str, Any],
+        timeout: float | ClientTimeout | None,
+        deadline: Deadline,
+        progress: Callable[[Progress], object] | None,
+    ) -> Any:
+        """Make a call that sends items, files or blobs, or wants to know how far it has come."""
+        positional, by_name, items = remote.take_items(positional, by_name)
+        source = None if items is None else source_of(items, remote.name)
+        values = await self._arguments(remote, positional, by_name, deadline)
+        greeting = deadline
+        answer_seconds = math.inf
+        if source is not None and isinstance(timeout, ClientTimeout):  # which counts from the last item on
+            answer_seconds = math.inf if self._timeout is None else self._timeout
+            deadline = self._deadline(remote.name, None)
+        opened = OpenCall(remote, source, progress, answer_seconds)
+        send = partial(_call_anew, greeting=greeting, opened=opened)
+        found = None
+        try:
+            found = await self._exchange(remote, values, deadline, send, opened)
+        finally:
+            if found is not opened:
+                await opened.settled()
+        return self._stream_of(remote, opened, timeout, deadline) if found is opened else found
+
+    def _stream_of(
+        self, remote: RemoteMethod, opened: OpenCall, timeout: float | ClientTimeout | None, deadline: Deadline
+    ) -> Stream[Any]:
+        """The stream that a call is answered with, bounded by a timeout that was given for it, and for no other."""
+        if isinstance(timeout, ClientTimeout):
+            deadline = _deadline_in(seconds_for(None))
+        opened.expire_at(deadline)
+        return Stream(remote, call=opened)
 
     def _deadline(self, method: str, timeout: float | ClientTimeout | None) -> Deadline:
         seconds = seconds_for(self._timeout if isinstance(timeout, ClientTimeout) else timeout)
@@ -166,27 +260,30 @@ class Client(AsyncClosable):
             raise too_late(method, self.address, 0.0)
         return deadline
 
-    async def _encode_mixed(
+    async def _arguments(
         self, remote: RemoteMethod, positional: tuple[Any, ...], by_name: dict[str, Any], deadline: Deadline
-    ) -> bytes:
-        """Encode arguments of which some are by position and some by name, for which the names have to be known."""
-        if remote.signature is None:
+    ) -> Any:
+        """What to encode for arguments; where some are by position and some by name, the names have to be known."""
+        if positional and by_name and remote.signature is None:
             described = (await self._describe(deadline)).methods.get(remote.name)
             if described is not None:
                 remote = remote_of(described)
-        return encode_arguments(remote, positional, by_name)
+        return remote.arguments(positional, by_name)
 
     async def _exchange(
         self,
         remote: RemoteMethod,
-        encoded: bytes,
+        arguments: Any,
         deadline: Deadline,
-        send: Callable[[Link, str, Payload, Deadline, Payload], Awaitable[Answered]],
+        send: Callable[[Link, RemoteMethod, Any, Deadline, Payload], Awaitable[Answered]],
+        opened: OpenCall | None = None,
     ) -> Answered:
         """Send a call or a notification, again where that does no harm.
 
         Args:
-            send: `Link.call` or `Link.notify`.
+            arguments: encoded, or as `send` takes them.
+            send: `Link.call` or `Link.notify`, or what does the same.
+            opened: what goes on until the call is over; it can be begun anew as long as no item was taken for it.
         """
         method = remote.name
         context = context_to_hand_on()
@@ -198,11 +295,12 @@ class Client(AsyncClosable):
             if link is None or not link.is_open:
                 link = await self._connected(method, deadline, was_sent=was_sent)
             try:
-                return await send(link, method, encoded, deadline, context)
+                return await send(link, remote, arguments, deadline, context)
             except (Unsent, OutcomeUnknown) as error:
                 was_sent = was_sent or isinstance(error, OutcomeUnknown)
                 tries += isinstance(error, OutcomeUnknown) or not link.is_greeted
-                if self._is_closed or link.is_open or link.fault is not None or tries >= _TRIES_MAX:
+                is_last = tries >= _TRIES_MAX or (opened is not None and opened.was_begun)
+                if self._is_closed or link.is_open or link.fault is not None or is_last:
                     raise self._final(method, error, was_sent=was_sent) from link.fault
                 if was_sent and not await self._is_idempotent(remote, deadline):
                     raise self._final(method, error, was_sent=was_sent) from None
@@ -233,8 +331,7 @@ class Client(AsyncClosable):
         link, known = self._link, self._description
         if known is not None and known[0] is link and link.is_open:
             return known[1]
-        encoded = encode_arguments(_DESCRIBE, (), {})
-        description: Description = _DESCRIBE.result(await self._exchange(_DESCRIBE, encoded, deadline, Link.call))
+        description: Description = await self._exchange(_DESCRIBE, MSGPACK.encode({}), deadline, Link.call)
         if self._link is not None:
             self._description = self._link, description
         return description
@@ -286,7 +383,8 @@ class Client(AsyncClosable):
         loop = asyncio.get_running_loop()
         if self._link is not None:
             self._left = [known for known in (*self._left, self._link) if not known.is_closed]
-        self._link = Link(self.address, connection.peer, partial(SocketWire, loop, connection.socket))
+        new_wire = partial(SocketWire, loop, connection.socket)
+        self._link = Link(self.address, connection.peer, new_wire, kinds_wanted(self.remote_methods))
         return self._link
 
     def _described(self, name: str) -> MethodDescription | None:
@@ -332,17 +430,40 @@ class AnyClient(Client):
 
 
 _DESCRIBE = RemoteMethod(DESCRIBE, None, read_description, is_idempotent=True)
+_DESCRIBE.flags = 0  # as everybody knows that it does not stream
 
 
-class Connecting(Coroutine[Any, Any, T]):
+def _deadline_in(seconds: float) -> Deadline:
+    return Deadline(None if seconds == math.inf else seconds)
+
+
+async def _call_anew(
+    link: Link,
+    remote: RemoteMethod,
+    values: Any,
+    deadline: Deadline,
+    context: Payload,
+    *,
+    greeting: Deadline,
+    opened: OpenCall,
+) -> Any:
+    """Call with arguments that are encoded for this link, whose server has to have greeted until then."""
+    return await link.call(remote, await link.encode(remote, values, greeting), deadline, context, opened)
+
+
+async def _notify_anew(link: Link, remote: RemoteMethod, values: Any, deadline: Deadline, context: Payload) -> None:
+    """The same for a notification."""
+    await link.notify(remote, await link.encode(remote, values, deadline), deadline, context)
+
+
+class Connecting(Deferred[T]):
     """A client on its way, from `connect`: `await` gives it connected, and `async with` closes it at the end too."""
 
-    def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
-        self._coroutine = coroutine
-        self._client: T | None = None
+    __slots__ = ("_client",)
 
-    def __await__(self) -> Generator[Any, Any, T]:
-        return self._coroutine.__await__()
+    def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
+        super().__init__(coroutine)
+        self._client: T | None = None
 
     async def __aenter__(self) -> T:
         self._client = await self._coroutine
@@ -353,18 +474,6 @@ class Connecting(Coroutine[Any, Any, T]):
     ) -> None:
         if self._client is not None:
             self._client.close()
-
-    def send(self, value: Any) -> Any:
-        """For `asyncio.create_task`, as `throw` and `close`, which takes nothing but coroutines."""
-        return self._coroutine.send(value)
-
-    def throw(self, *error: Any) -> Any:
-        """See `send`."""
-        return self._coroutine.throw(*error)
-
-    def close(self) -> None:
-        """See `send`."""
-        self._coroutine.close()
 
 
 async def _connected(new_client: Callable[[], T]) -> T:

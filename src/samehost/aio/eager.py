@@ -137,7 +137,10 @@ class _Rest(Coroutine[Any, Any, Any]):
             if _cancel(self._waits_for):
                 return self._waits_for  # as a cancelled task does, which wakes up with what it waits for
         assert self._context is not None
-        return self._context.run(self._step, self._coroutine.throw, *error)
+        try:
+            return self._context.run(self._step, self._coroutine.throw, *error)
+        finally:
+            del error  # which leads to this frame: the two would keep each other, and the call with its connection
 
     @staticmethod
     def _step(advance: Any, *value: Any) -> Any:
@@ -146,6 +149,8 @@ class _Rest(Coroutine[Any, Any, Any]):
         except (SystemExit, KeyboardInterrupt) as error:
             # A task would let them out of the loop, and end the server for one method that calls sys.exit.
             raise RuntimeError(f"the method raised {type(error).__name__}") from error
+        finally:
+            del value  # as in `throw`
 
     def close(self) -> None:
         """End the coroutine with GeneratorExit."""

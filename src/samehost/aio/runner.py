@@ -9,15 +9,22 @@ import asyncio
 import contextlib
 import logging
 import os
+import threading
+from functools import reduce
+from operator import or_
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from samehost import limits
 from samehost.aio.eager import Starter
 from samehost.aio.threads import Threads
+from samehost.aio.topics import TopicOutlet, method_of
 from samehost.aio.watchdog import Watchdog
 from samehost.codec import CODECS
 from samehost.errors import UsageError
+from samehost.extensions import BLOBS, kinds_in
+from samehost.kernel.sharing import features
+from samehost.protocol import BOTH_STREAMS, ITEMS_WANTED
 from samehost.service.description import (
     DESCRIBE,
     HEALTH,
@@ -29,13 +36,16 @@ from samehost.service.description import (
     describe,
 )
 from samehost.service.method import Method
+from samehost.service.signature import NoStream
 from samehost.service.statistics import MethodStatistics
 
 if TYPE_CHECKING:
     from samehost.aio.session import Session
     from samehost.aio.work import Work
+    from samehost.peer import Peer
     from samehost.service.arguments import Invoke, Read
     from samehost.service.service import Service
+    from samehost.service.topic import Topic
 
 logger = logging.getLogger("samehost")
 
@@ -48,25 +58,44 @@ class Account:
         used_bytes: held by calls in progress and by output that the user's connections do not read.
         kept_bytes: held by frames that have not come whole yet. Counted apart, as too many of them end a connection,
             and too much of the other does not.
+        files: that have come for calls in progress, and are open.
+        blob_bytes: of the sealed memory that came as arguments of calls in progress, or was copied from it.
     """
 
-    __slots__ = ("connections", "kept_bytes", "uid", "used_bytes")
+    __slots__ = ("blob_bytes", "connections", "files", "kept_bytes", "uid", "used_bytes")
 
     def __init__(self, uid: int) -> None:
         self.uid = uid
         self.connections = 0
         self.used_bytes = 0
         self.kept_bytes = 0
+        self.files = 0
+        self.blob_bytes = 0
 
 
 class Ready(NamedTuple):
-    """A method made ready for one codec, so that a call looks things up once."""
+    """A method made ready for one codec, so that a call looks things up once.
+
+    Attributes:
+        is_async, is_inline: as the method's, but not for one with a stream.
+        is_simple_for: by the flags of a call, whether there is nothing to look at but its arguments.
+        outlet: the topic that this subscribes to; None if it is a method.
+        kinds_in: what its arguments and the items for it can hold beside their bytes, as `extensions.kinds_in` says.
+        kinds_out: the same of its result and its items.
+        gives_blobs: whether its result can be large bytes.
+    """
 
     method: Method
     read: Read
     invoke: Invoke
     is_async: bool
+    is_inline: bool
+    is_simple_for: tuple[bool, ...]
     statistics: MethodStatistics
+    outlet: TopicOutlet | None
+    kinds_in: int
+    kinds_out: int
+    gives_blobs: bool
 
 
 class Runner:
@@ -103,6 +132,7 @@ class Runner:
         self.loop = asyncio.get_running_loop()
         self.threads = Threads(threads_max)
         self.starter = Starter(self.loop)
+        self._thread = threading.get_ident()
         self.state: Any = None
         self.sessions: set[Session] = set()
         self.works: set[Work] = set()
@@ -116,18 +146,43 @@ class Runner:
         self._since = monotonic()
         self._description = describe(service)
         self._statistics: dict[str, MethodStatistics] = {}
-        methods = [*service.methods.values(), *self._own_methods()]
+        self._outlets = {topic.name: TopicOutlet(topic, self.loop) for topic in service.topics.values()}
+        topics = [method_of(topic) for topic in service.topics.values()]
+        methods = [*service.methods.values(), *self._own_methods(), *topics]
         self._statistics = {method.name: MethodStatistics() for method in methods}
-        self.tables = {
-            name: {
-                method.name: Ready(
-                    method, method.read[name], method.invoke, method.is_async, self._statistics[method.name]
-                )
-                for method in methods
-            }
-            for name in CODECS
-        }
+        self._kinds_in = reduce(or_, (_kinds_in(method) for method in methods))
+        self.tables = {name: {method.name: self._ready(method, name) for method in methods} for name in CODECS}
         self._watchdog = Watchdog(service.name, self.loop)
+        for outlet in self._outlets.values():
+            outlet.topic.attach(outlet)
+
+    def _ready(self, method: Method, codec: str) -> Ready:
+        kinds_out = _kinds_out(self.service.topics.get(method.name, method))
+        return Ready(
+            method,
+            method.read[codec],
+            method.invoke,
+            method.is_async and not method.shape,
+            method.is_inline and not method.shape,
+            tuple(
+                method.allow is None and not method.shape and flags & ~ITEMS_WANTED == 0
+                for flags in range(BOTH_STREAMS + 1)
+            ),
+            self._statistics[method.name],
+            self._outlets.get(method.name),
+            _kinds_in(method),
+            kinds_out,
+            kinds_out & BLOBS != 0,
+        )
+
+    def features_for(self, peer: Peer) -> int:
+        """What a connection of this peer takes beside bytes."""
+        return features(self._kinds_in, peer.uid)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this is the loop's own thread."""
+        return threading.get_ident() == self._thread
 
     def open_account(self, uid: int) -> Account | None:
         """The account of a user who has connected once more; None if that is once too often."""
@@ -184,6 +239,7 @@ class Runner:
             self._refused + sum(session.refused for session in self.sessions),
             self._late + sum(session.late for session in self.sessions),
             self.uncancellable,
+            {name: outlet.figures() for name, outlet in self._outlets.items()},
         )
 
     def forget_work(self, work: Work) -> None:
@@ -224,9 +280,22 @@ class Runner:
 
     async def close(self) -> None:
         """End the threads and the spare task."""
+        for outlet in self._outlets.values():
+            outlet.topic.detach(outlet)
         self._watchdog.close()
         self.threads.close()
         await self.starter.close()
+
+
+def _kinds_in(method: Method) -> int:
+    contract = method.signature
+    streams = [] if contract.items_in is NoStream else [contract.items_in]
+    return reduce(or_, map(kinds_in, [*(parameter.kind for parameter in contract.parameters), *streams]), 0)
+
+
+def _kinds_out(method: Method | Topic) -> int:
+    contract = method.signature
+    return kinds_in(contract.result) | (0 if contract.items_out is NoStream else kinds_in(contract.items_out))
 
 
 def _figures(found: MethodStatistics) -> MethodFigures:

@@ -7,73 +7,49 @@ of its is begun, and nothing more is read from it.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections import deque
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
 from samehost import limits, protocol
-from samehost.aio.work import Work, invoke_in_call
-from samehost.codec import CODECS, CannotDecode, CannotEncode
-from samehost.errors import LocalProtocolError, MessageTooLarge, RemoteProtocolError
-from samehost.kernel.closing import Closable
-from samehost.kernel.deadline import Deadline, Until
+from samehost.aio.beginning import Beginning
+from samehost.aio.streaming import StreamWork
+from samehost.codec import CODECS
+from samehost.errors import RemoteProtocolError
+from samehost.kernel.messages import close_all
 from samehost.protocol import codes, events
-from samehost.service.call import Call
-from samehost.service.failures import Failure, broken, failure_of
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable
 
-    from samehost.aio.runner import Account, Ready, Runner
+    from samehost.aio.runner import Account, Runner
     from samehost.aio.wire import Wire
+    from samehost.kernel.files import File
     from samehost.peer import Peer
-    from samehost.service.arguments import Arguments
-    from samehost.service.statistics import MethodStatistics
 
 logger = logging.getLogger("samehost")
 
-_NEVER = Deadline(None)
-_NOTHING_KNOWN: dict[str, Any] = {}
-_NOTIFICATION = 0
+_OF_CALLS = frozenset({events.Cancel, events.Item, events.End, events.Credit})
+_OF_MEMORY = frozenset({events.ArenaPassed, events.ArenaRetired, events.Released, events.Discarded})
+_Held = events.Call | events.Notification | events.Item | events.End
 
 
-class Session(Closable):
+class Session(Beginning):
     """One connection to a service.
 
     Args:
-        runner: the run of the service.
-        account: what the client's user has in use; this connection is counted there.
-        peer: the client.
-        new_wire: makes the wire to the client, whose owner this is.
-
-    Attributes:
-        runner, account, peer: as above.
-        closed: done once the connection is closed.
+        runner, account, peer, new_wire: as of `Answering`.
     """
 
-    def __init__(self, runner: Runner, account: Account, peer: Peer, new_wire: Callable[[Session], Wire]) -> None:
-        self.runner = runner
-        self.account = account
-        self.peer = peer
-        self.closed: asyncio.Future[None] = runner.loop.create_future()
-        self._wire = new_wire(self)
-        self._protocol: protocol.Connection | None = None
-        self._table: dict[str, Ready] = {}
-        self._codec = CODECS["msgpack"]
-        self._works: dict[int, Work] = {}
-        self._notifications = 0
-        self._held: deque[tuple[events.Call | events.Notification, int]] = deque()
+    def __init__(self, runner: Runner, account: Account, peer: Peer, new_wire: Callable[[Session, bool], Wire]) -> None:
+        super().__init__(runner, account, peer, new_wire)
+        self._held: deque[tuple[_Held, int]] = deque()
         self._is_holding = False
-        self._is_leaving = False
-        self._is_alone = False  # a call is being begun that is all that has come, and was not answered yet
-        self._is_flush_due = False
-        self._unsent_bytes = 0  # of results, since the last flush
-        self._pending_bytes = self._kept_bytes = 0  # as they are on the account
+        self._kept_bytes = 0  # of frames that have not come whole, as on the account
         self._watched_frame = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._unsettled: list[MethodStatistics] = []
         runner.sessions.add(self)
 
     def start(self) -> None:
@@ -82,12 +58,13 @@ class Session(Closable):
 
     # What the wire says.
 
-    def received(self, data: bytes) -> None:
+    def received(self, data: bytes, files: tuple[File, ...] = ()) -> None:
         """Take what one read has brought."""
         found = self._protocol or self._greet(data[0])
         if found is None:
+            close_all(files)
             return
-        if not self._is_holding and (call := found.receive_call_alone(data)) is not None:
+        if not files and not self._is_holding and (call := found.receive_call_alone(data)) is not None:
             self._is_alone = True
             began = perf_counter_ns()
             self._begin(call, began)
@@ -96,7 +73,7 @@ class Session(Closable):
                 self.flush()
             self.settle(began)
             return
-        self._handle(found.receive_data(data))
+        self._handle(found.receive_data(data, files))
         if found.kept_bytes != self._kept_bytes or found.partial_frames != self._watched_frame:
             self._account_input(found)
             is_new = found.is_mid_frame and found.partial_frames != self._watched_frame
@@ -122,10 +99,14 @@ class Session(Closable):
         """Go on, now that the client has read."""
         self._account_output()
         self._go_on()
+        if self._outflow is not None:
+            self._outflow.go_on()
         self._close_if_over()
 
     def stalled(self) -> None:
-        """Cut off a client that does not read."""
+        """Cut off a client that does not read, unless it is only the items of its streams that it leaves unread."""
+        if self._wire.sent_bytes >= self._owed_until:
+            return
         logger.warning(
             "%s: %s is cut off: it has read none of %d pending bytes for %g s",
             self.runner.service.name,
@@ -139,7 +120,7 @@ class Session(Closable):
 
     def _greet(self, first_byte: int) -> protocol.Connection | None:
         try:
-            found = protocol.accept(first_byte)
+            found = protocol.accept(first_byte, features=self._features)
         except RemoteProtocolError as error:
             self.lost(error)
             return None
@@ -150,28 +131,63 @@ class Session(Closable):
 
     def _handle(self, happened: list[events.Event]) -> None:
         if happened and type(happened[-1]) is events.Failed:
-            self._fail(happened[-1])
+            self._fail(happened[-1], happened)
             return
         began = perf_counter_ns()
+        self._is_flush_due = True  # below, and not once more
         for event in happened:
             kind = type(event)
             if kind is events.Call or kind is events.Notification:
                 if self._is_holding:
                     self._held.append((event, began))  # type: ignore[arg-type]
-                    self.account.used_bytes += len(event.arguments)  # type: ignore[union-attr]
+                    self.account.used_bytes += _bytes_of(event)  # type: ignore[arg-type]
                 else:
                     self._begin(event, began)  # type: ignore[arg-type]
-            elif kind is events.Cancel:
-                work = self._works.get(event.call_id)  # type: ignore[union-attr]
-                if work is not None:
-                    work.cancel()
+            elif kind in _OF_CALLS:
+                self._handle_call(event, kind, began)
+            elif kind in _OF_MEMORY:
+                self._handle_memory(event)
             elif kind is events.GoingAway:
                 self._is_leaving = True
         self.flush()
         self.settle(began)
 
-    def _fail(self, failed: events.Failed) -> None:
+    def _handle_memory(self, event: events.Event) -> None:
+        """Take what is about files and memory."""
+        assert self._protocol is not None
+        try:
+            self.enclosures.take(event)
+            self.has_arenas = self.has_arenas or self.enclosures.has_arenas
+        except RemoteProtocolError as error:
+            self._handle(self._protocol.fail(error.code, str(error)))
+        if type(event) is events.Released and self._outflow is not None:
+            self._outflow.released(event.shares)
+            for work in list(self._works.values()):
+                work.released()
+
+    def _handle_call(self, event: Any, kind: type, began: int) -> None:
+        """Take what is for a call that was begun, or is held back."""
+        work = self._works.get(event.call_id)
+        if work is None:
+            if self._held and (kind is events.Item or kind is events.End):
+                self._held.append((event, began))
+                self.account.used_bytes += _bytes_of(event)
+            elif kind is events.Item:
+                self.let_go(event)
+        elif kind is events.Cancel:
+            work.cancel()
+        elif kind is events.Credit:
+            work.credited()
+        elif isinstance(work, StreamWork):
+            if kind is events.Item:
+                work.add(event)
+            elif kind is events.End:
+                work.complete()
+
+    def _fail(self, failed: events.Failed, happened: list[events.Event]) -> None:
         """Say why, and end: what the client had called before it broke the rules is of no use to it any more."""
+        for event in happened:
+            self.let_go(event)
         logger.warning("%s: %s is cut off: %s", self.runner.service.name, self.peer, failed.error)
         self._wire.pause()
         self._abandon()
@@ -206,226 +222,6 @@ class Session(Closable):
             self._timer.cancel()
         self._timer = self.runner.loop.call_later(limits.HANGUP_SECONDS, self._look_for_client)
 
-    # From events to methods.
-
-    def _begin(self, event: events.Call | events.Notification, began: int) -> None:
-        call_id = event.call_id
-        ready = self._table.get(event.method)
-        if ready is None:
-            self._refuse(call_id, event.method, codes.METHOD_NOT_FOUND, f"there is no method {event.method!r}")
-            return
-        ready.statistics.calls += 1
-        if (
-            ready.method.allow is not None
-            or event.flags & protocol.ITEMS_FOLLOW
-            or self.account.used_bytes > limits.UID_BYTES_MAX
-        ):
-            refusal = self._refusal(event, ready.method)
-            if refusal is not None:
-                self.fail(call_id, ready, refusal)
-                return
-        try:
-            arguments = ready.read(event.arguments)
-        except CannotDecode as error:
-            self.fail(call_id, ready, Failure(codes.INVALID_ARGUMENTS, str(error)))
-            return
-        self._invoke(ready, arguments, event, began)
-
-    def _invoke(self, ready: Ready, arguments: Arguments, event: events.Call | events.Notification, began: int) -> None:
-        method, call_id, context = ready.method, event.call_id, _NOTHING_KNOWN
-        if event.context:
-            try:
-                context = self._codec.read_context(event.context)
-            except CannotDecode as error:
-                self.fail(call_id, ready, Failure(codes.INVALID_ARGUMENTS, f"the context: {error}"))
-                return
-        seconds = event.milliseconds_left / 1000 or method.timeout
-        if seconds and method.timeout:
-            seconds = min(seconds, method.timeout)
-        deadline = Until(seconds, began / 1e9 + seconds) if seconds else _NEVER
-        call = Call(self.peer, method.name, call_id, deadline, context, self.runner.state)
-        starter = self.runner.starter
-        if ready.is_async:
-            try:
-                result = starter.start(ready.invoke(arguments, call), call)
-            except BaseException as error:
-                self.fail_with(call_id, ready, error)
-                return
-            if starter.waiting is None:
-                self.reply(call_id, ready, result)
-            else:
-                self._new_work(call_id, ready, call, began, event).in_task(starter.take_waiting())
-        elif method.is_inline:
-            try:
-                result = starter.context.copy().run(invoke_in_call, ready.invoke, arguments, call)
-            except BaseException as error:
-                self.fail_with(call_id, ready, error)
-            else:
-                self.reply(call_id, ready, result)
-        else:
-            self._new_work(call_id, ready, call, began, event).in_thread(arguments, starter.context.copy())
-
-    def _refusal(self, event: events.Call | events.Notification, method: Any) -> Failure | None:
-        """Why a call is not begun."""
-        if method.allow is not None and not method.allow.admits(self.peer):
-            return Failure(codes.NOT_PERMITTED, f"{self.peer} may not call {method.name}, which admits {method.allow}")
-        if self.account.used_bytes > limits.UID_BYTES_MAX:
-            return Failure(
-                codes.BUSY,
-                f"uid {self.peer.uid} has {self.account.used_bytes} bytes in calls and in answers that it does not "
-                f"read, at most {limits.UID_BYTES_MAX} are kept",
-            )
-        if event.flags & protocol.ITEMS_FOLLOW:
-            return Failure(codes.WRONG_SHAPE, f"{method.name} takes no stream")
-        return None
-
-    def _new_work(
-        self, call_id: int, ready: Ready, call: Call, began: int, event: events.Call | events.Notification
-    ) -> Work:
-        work = Work(self, call_id, ready, call, began, len(event.arguments))
-        if call_id == _NOTIFICATION:
-            self._notifications += 1
-            self._hold_if_needed()
-        else:
-            self._works[call_id] = work
-        return work
-
-    def work_done(self, work: Work) -> None:
-        """Take note that a method that took its time has ended."""
-        if work.call_id == _NOTIFICATION:
-            self._notifications -= 1
-            self._go_on()
-        elif self._works.get(work.call_id) is work:  # and not a later call, as ids go round
-            del self._works[work.call_id]
-
-    # From results to bytes.
-
-    def reply(self, call_id: int, ready: Ready, result: Any) -> None:
-        """Answer a call with its result."""
-        statistics = ready.statistics
-        if not statistics.unsettled:
-            self._unsettled.append(statistics)
-        statistics.unsettled += 1
-        if call_id == _NOTIFICATION:
-            return
-        assert self._protocol is not None
-        try:
-            encoded = self._codec.encode_raw(result)
-            if self._is_alone and (frame := self._protocol.send_reply_alone(call_id, encoded)):
-                self._is_alone = False
-                self._wire.send([(frame, ())])
-                if self._wire.pending_bytes:
-                    self._account_output()
-                return
-            length = len(encoded)
-            if self.account.used_bytes + length > limits.UID_BYTES_MAX:
-                raise MessageTooLarge(f"uid {self.peer.uid} does not read its answers, so this one was dropped")
-            self._protocol.send_reply(call_id, encoded)
-            self._unsent_bytes += length
-            if length > limits.JOIN_BYTES_MAX or self._unsent_bytes > limits.OUTPUT_BYTES_MAX:
-                self.flush()
-        except MessageTooLarge as error:
-            self._send_failure(call_id, ready, Failure(codes.TOO_LARGE, f"the result: {error}"))
-        except Exception as error:  # whatever msgspec raises for what it cannot encode
-            failure = broken("the method's result cannot be sent")
-            self.log_failure(ready, error, failure.error_id)
-            self._send_failure(call_id, ready, failure)
-
-    def settle(self, began: int) -> None:
-        """Note how long what was answered just now has taken.
-
-        Args:
-            began: when it came, in nanoseconds.
-        """
-        if self._unsettled:
-            nanoseconds = perf_counter_ns() - began
-            for statistics in self._unsettled:
-                statistics.latencies.add(nanoseconds, statistics.unsettled)
-                statistics.unsettled = 0
-            self._unsettled.clear()
-
-    def fail_with(self, call_id: int, ready: Ready, error: BaseException) -> None:
-        """Answer a call whose method raised this."""
-        if isinstance(error, asyncio.CancelledError):
-            failure = Failure(codes.CANCELLED, "the method was cancelled")
-        else:
-            try:
-                failure = failure_of(error, ready.method.errors)
-            except Exception:  # its own text cannot be had
-                failure = broken("the method failed")
-        if failure.error_id:
-            self.log_failure(ready, error, failure.error_id)
-        self.fail(call_id, ready, failure)
-
-    def fail(self, call_id: int, ready: Ready, failure: Failure) -> None:
-        """Answer a call with an error."""
-        if not ready.statistics.unsettled:
-            self._unsettled.append(ready.statistics)
-        ready.statistics.unsettled += 1
-        if call_id == _NOTIFICATION:
-            ready.statistics.errors += 1
-            logger.warning("%s: a notification failed: %s: %s", ready.method.name, failure.code, failure.message)
-        else:
-            self._send_failure(call_id, ready, failure)
-
-    def _send_failure(self, call_id: int, ready: Ready, failure: Failure) -> None:
-        assert self._protocol is not None
-        ready.statistics.errors += 1
-        data = b""
-        if failure.data is not None:
-            try:
-                data = self._codec.encode(failure.data)
-            except CannotEncode as error:
-                self.log_failure(ready, error, failure.error_id)
-        try:
-            self._protocol.send_error(call_id, failure.code, failure.message, failure.error_id, data)
-        except MessageTooLarge:
-            self._protocol.send_error(call_id, failure.code, failure.message, failure.error_id)
-        except (LocalProtocolError, AttributeError, TypeError) as error:  # a code or a message that is none
-            failure = broken("the method's error cannot be sent")
-            self.log_failure(ready, error, failure.error_id)
-            self._protocol.send_error(call_id, failure.code, failure.message, failure.error_id)
-
-    def _refuse(self, call_id: int, method: str, code: str, message: str) -> None:
-        """Answer a call that is for no method."""
-        if call_id == _NOTIFICATION:
-            logger.info("%s: a notification for %r: %s", self.runner.service.name, method, message)
-        else:
-            assert self._protocol is not None
-            self._protocol.send_error(call_id, code, message)
-
-    def log_failure(self, ready: Ready, error: BaseException, error_id: str = "") -> None:
-        """Log what the caller is not told."""
-        logger.error(
-            "%s: %s failed%s, called by %s",
-            self.runner.service.name,
-            ready.method.name,
-            f" [{error_id}]" if error_id else "",
-            self.peer,
-            exc_info=error,
-        )
-
-    def flush_soon(self) -> None:
-        """Send what has come together by the loop's next turn."""
-        if not self._is_flush_due and not self.closed.done():
-            self._is_flush_due = True
-            self.runner.loop.call_soon(self.flush)
-
-    def flush(self) -> None:
-        """Send what there is."""
-        self._is_flush_due = False
-        self._unsent_bytes = 0
-        if self._protocol is None or self.closed.done():
-            return
-        chunks = self._protocol.data_to_send()
-        if chunks:
-            self._wire.send(chunks)
-            if self._wire.pending_bytes:
-                self._account_output()
-                self._hold_if_needed()
-        if self._is_leaving:
-            self._close_if_over()
-
     def _account_input(self, found: protocol.Connection) -> None:
         """Count what has come of a frame, and give up if its user holds too much memory in such."""
         if self.closed.done():
@@ -439,11 +235,6 @@ class Session(Closable):
                 f"uid {self.peer.uid} has begun frames of {kept} bytes in all, at most {limits.UID_BYTES_MAX} are kept"
             )
             self._handle(found.fail(codes.BUSY, why))
-
-    def _account_output(self) -> None:
-        pending = self._wire.pending_bytes
-        self.account.used_bytes += pending - self._pending_bytes
-        self._pending_bytes = pending
 
     # Holding back, and ending.
 
@@ -464,8 +255,11 @@ class Session(Closable):
         self._is_holding = False
         while self._held and not self._is_holding:
             event, began = self._held.popleft()
-            self.account.used_bytes -= len(event.arguments)
-            self._begin_held(self._protocol, event, began)
+            self.account.used_bytes -= _bytes_of(event)
+            if isinstance(event, events.Item | events.End):
+                self._handle_call(event, type(event), began)
+            else:
+                self._begin_held(self._protocol, event, began)
         self.flush_soon()
         if not self._is_holding and not self._protocol.is_finished:
             self._wire.read()
@@ -476,14 +270,18 @@ class Session(Closable):
         """Begin a call that was held back, if somebody still waits for it."""
         if type(event) is events.Call:
             if not found.is_open(event.call_id):
+                self.let_go(event)
                 return
             if found.is_cancelled(event.call_id):
+                self._unsent_bytes += 1
+                self.let_go(event)
                 found.send_error(event.call_id, codes.CANCELLED, "the call was cancelled")
                 return
         now = perf_counter_ns()
         if event.milliseconds_left:
             left = event.milliseconds_left - (now - began) // 1_000_000
             if left <= 0:
+                self.let_go(event)
                 self._refuse(
                     event.call_id, event.method, codes.DEADLINE_EXCEEDED, "the deadline of the call has passed"
                 )
@@ -505,6 +303,8 @@ class Session(Closable):
         self._is_leaving = True
         if not self._protocol.is_finished:
             self._protocol.send_going_away(codes.DRAINING, "the server is ending")
+        for work in list(self._works.values()):
+            work.leave()
         self.flush()
 
     def _close_if_over(self) -> bool:
@@ -520,7 +320,9 @@ class Session(Closable):
     def _abandon(self) -> None:
         """Stop what is at work for this client, and begin nothing more, but let the notifications at work go on."""
         self._abandon_calls()
-        self.account.used_bytes -= sum(len(event.arguments) for event, _ in self._held)
+        self.account.used_bytes -= sum(_bytes_of(event) for event, _ in self._held)
+        for event, _ in self._held:
+            self.let_go(event)
         self._held.clear()
 
     def _abandon_calls(self) -> None:
@@ -548,6 +350,15 @@ class Session(Closable):
         self.account.kept_bytes -= self._kept_bytes
         self._pending_bytes = self._kept_bytes = 0
         self._abandon()
+        if self._enclosures is not None:
+            self._enclosures.close()
         self.peer.close()
         self.runner.forget_session(self)
         self.closed.set_result(None)
+
+
+def _bytes_of(event: _Held) -> int:
+    """How much memory what is held back takes."""
+    if isinstance(event, events.End):
+        return 0
+    return len(event.value if isinstance(event, events.Item) else event.arguments)

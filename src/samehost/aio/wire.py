@@ -2,30 +2,35 @@
 
 The one place where bytes of calls are read and written for asyncio, of use to both ends. There is no task and no future
 here: the loop calls back when the socket is ready, one recvmsg(2) brings what there is, and one sendmsg(2) takes what
-has come together. Room for files is not given: whoever sends some is told off (MSG_CTRUNC, recvmsg(2)).
+has come together. Room for files is given only if their owner takes them: who sends some to another is told off
+(MSG_CTRUNC, recvmsg(2)).
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import select
 import socket
 from collections import deque
-from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
 from samehost import limits
-from samehost.errors import UnexpectedFiles
+from samehost.errors import ReceiverFull, UnexpectedFiles
 from samehost.kernel.handed import pass_no_files
+from samehost.kernel.messages import take_control
+from samehost.kernel.outgoing import next_message, refused_for, remove_sent
 
 if TYPE_CHECKING:
-    from samehost.protocol import Chunk, Payload
+    from samehost.kernel.files import File
+    from samehost.protocol import Chunk
 
 # Plain numbers: `|` on the enumerations of the socket module costs more than half a system call.
 _RECEIVE_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
 _SEND_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 _CUT_SHORT = int(socket.MSG_CTRUNC)
-_VECTOR_MAX = 64
+_FILES_ROOM = socket.CMSG_LEN(limits.FILES_PER_MESSAGE_MAX * 4)
+_PIECES_MAX = 64
 _LAST_READS_MAX = 64
 _READS_MAX = 4
 
@@ -33,8 +38,8 @@ _READS_MAX = 4
 class Owner(Protocol):
     """Whoever a wire belongs to. None of these is called again once the wire is closed."""
 
-    def received(self, data: bytes) -> None:
-        """Take what one read has brought."""
+    def received(self, data: bytes, files: tuple[File, ...] = ()) -> None:
+        """Take what one read has brought, and own the files that came along."""
 
     def ended(self) -> None:
         """Take note that the peer sends nothing more; it may still read."""
@@ -46,7 +51,7 @@ class Owner(Protocol):
         """Take note that no output is pending any more."""
 
     def stalled(self) -> None:
-        """Take note that the peer has read none of what is pending for too long."""
+        """Take note that the peer has read none of what is pending for too long; again, when it lasts."""
 
 
 class Wire(Protocol):
@@ -74,7 +79,11 @@ class Wire(Protocol):
         """Whether the peer has closed its end altogether, rather than its output alone."""
 
     def send(self, chunks: list[Chunk]) -> None:
-        """Send as much as there is room for, and the rest as soon as there is some."""
+        """Send as much as there is room for, and the rest as soon as there is some.
+
+        Descriptors are objects with a `fileno()`, which stay open as long as they are held here: until the first byte
+        of their chunk is sent, or nothing can be sent any more.
+        """
 
     @property
     def is_closed(self) -> bool:
@@ -85,22 +94,31 @@ class Wire(Protocol):
 
 
 class SocketWire(Wire):
-    """A connected socket, ours to close, and its owner."""
+    """A connected socket, ours to close, and its owner, who takes open files or not."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, connected: socket.socket, owner: Owner) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, connected: socket.socket, owner: Owner, takes_files: bool = False
+    ) -> None:
         connected.setblocking(False)
         self.pending_bytes = self.sent_bytes = 0
         self._loop = loop
         self._socket = connected
         self._owner = owner
-        self._queue: deque[Payload] = deque()
+        self._queue: deque[Chunk] = deque()
         self._is_reading = False
         self._is_closed = False
         self._has_ended = False
         self._is_deaf = False
+        # Output waits for room, with the first of these timers, or for files to be taken, with the second.
         self._stall: asyncio.TimerHandle | None = None
+        self._retry: asyncio.TimerHandle | None = None
+        self._refused_since: float | None = None
         self._room = limits.RECEIVE_BYTES_AT_FIRST
-        self._may_bring_files = not pass_no_files(connected)
+        self._files_room: int | None = None
+        if takes_files:
+            self._files_room = _FILES_ROOM
+        elif not pass_no_files(connected):
+            self._files_room = 0
         # uvloop tells of an error (EPOLLERR) once, and not again of what can still be read then.
         self._is_told_once = not isinstance(loop, asyncio.BaseEventLoop)
         self._look: asyncio.TimerHandle | None = None
@@ -119,30 +137,38 @@ class SocketWire(Wire):
 
     def read_now(self) -> bool:
         """Read once; whether there was something, and there may be more."""
-        found = 0
+        files: tuple[File, ...] = ()
         try:
-            if self._may_bring_files:
-                data, _, found, _ = self._socket.recvmsg(self._room, 0, _RECEIVE_FLAGS)
-            else:
+            if self._files_room is None:
                 data = self._socket.recv(self._room)
+            else:
+                data, control, found, _ = self._socket.recvmsg(self._room, self._files_room, _RECEIVE_FLAGS)
+                if control or found & _CUT_SHORT:
+                    files = self._files_of(control, found)
         except BlockingIOError:
             return False
-        except OSError as error:
+        except (OSError, UnexpectedFiles) as error:
             self._owner.lost(error)
             return False
-        if found & _CUT_SHORT:
-            self._owner.lost(UnexpectedFiles("the peer passed open files, and none were asked for; all are closed"))
-        elif data:
+        if data:
             self._room = limits.RECEIVE_BYTES if len(data) == self._room else limits.RECEIVE_BYTES_AT_FIRST
-            self._owner.received(data)
+            if files:
+                self._owner.received(data, files)
+            else:
+                self._owner.received(data)
             if self._is_told_once and self._look is None and self._is_reading:
                 self._look = self._loop.call_later(limits.HANGUP_SECONDS, self._read_all)
             return True
-        else:
-            self._has_ended = True
-            self.pause()
-            self._owner.ended()
+        self._has_ended = True
+        self.pause()
+        self._owner.ended()
         return False
+
+    def _files_of(self, control: list[tuple[int, int, bytes]], found: int) -> tuple[File, ...]:
+        if not self._files_room:
+            raise UnexpectedFiles("the peer passed open files, and none were asked for; all are closed")
+        files, _ = take_control(control, found, self._room, limits.FILES_PER_MESSAGE_MAX)
+        return tuple(files)
 
     def _read_all(self) -> None:
         """Read what there is, if nobody calls again."""
@@ -165,70 +191,84 @@ class SocketWire(Wire):
         if self._is_closed or self._is_deaf:
             return
         if not self._queue and len(chunks) == 1:
-            data = chunks[0][0]
-            try:
-                sent = self._socket.send(data, _SEND_FLAGS)
-            except BlockingIOError:
-                sent = 0
-            except OSError as error:
-                self._cannot_write(error)
+            data, descriptors = chunks[0]
+            if not descriptors:
+                try:
+                    sent = self._socket.send(data, _SEND_FLAGS)
+                except BlockingIOError:
+                    sent = 0
+                except OSError as error:
+                    self._cannot_write(error)
+                    return
+                self.sent_bytes += sent
+                if sent != len(data):
+                    self._queue_up((memoryview(data)[sent:], ()))
+                    self._wait_for_room()
                 return
-            self.sent_bytes += sent
-            if sent == len(data):
-                return
-            self._queue_up(memoryview(data)[sent:])
-        else:
-            was_empty = not self._queue
-            for data, _ in chunks:
-                self._queue_up(data)
-            if was_empty:
-                self._write_now()
-        if self._queue and self._stall is None:
-            self._loop.add_writer(self._socket.fileno(), self._write_now)
-            self._stall = self._loop.call_later(limits.OUTPUT_STALL_SECONDS, self._stalled)
+        was_empty = not self._queue
+        for chunk in chunks:
+            self._queue_up(chunk)
+        if was_empty:
+            self._write_now()
 
-    def _queue_up(self, data: Payload) -> None:
-        self._queue.append(data)
-        self.pending_bytes += len(data)
+    def _queue_up(self, chunk: Chunk) -> None:
+        self._queue.append(chunk)
+        self.pending_bytes += len(chunk[0])
 
     def _write_now(self) -> None:
         try:
             while self._queue:
-                sent = self._socket.sendmsg(list(islice(self._queue, _VECTOR_MAX)), (), _SEND_FLAGS)
-                self._took(sent)
+                pieces, control = next_message(self._queue, _PIECES_MAX)
+                self._took(self._socket.sendmsg(pieces, control, _SEND_FLAGS))
         except BlockingIOError:
-            return
+            self._wait_for_room()
         except OSError as error:
-            self._cannot_write(error)
-            return
-        self._forget_output()
-        self._owner.drained()
+            if error.errno == errno.ETOOMANYREFS:
+                self._wait_for_files()
+            else:
+                self._cannot_write(error)
+        else:
+            self._forget_output()
+            self._owner.drained()
 
     def _took(self, sent: int) -> None:
         self.pending_bytes -= sent
         self.sent_bytes += sent
-        while sent:
-            first = self._queue.popleft()
-            if sent < len(first):
-                self._queue.appendleft(memoryview(first)[sent:])
-                sent = 0
-            else:
-                sent -= len(first)
+        self._refused_since = None
+        remove_sent(self._queue, sent)
         if self._stall is not None and self._queue:
             self._stall.cancel()
             self._stall = self._loop.call_later(limits.OUTPUT_STALL_SECONDS, self._stalled)
 
+    def _wait_for_room(self) -> None:
+        self._refused_since = None
+        if self._stall is None:
+            self._loop.add_writer(self._socket.fileno(), self._write_now)
+            self._stall = self._loop.call_later(limits.OUTPUT_STALL_SECONDS, self._stalled)
+
     def _stalled(self) -> None:
+        self._stall = self._loop.call_later(limits.OUTPUT_STALL_SECONDS, self._stalled)
         self._owner.stalled()
 
-    def _cannot_write(self, error: OSError) -> None:
+    def _wait_for_files(self) -> None:
+        """Try again in a while, if the kernel has not refused files for too long; there may be room all the time."""
+        self._wait_no_more()
+        now = self._loop.time()
+        if self._refused_since is None:
+            self._refused_since = now
+        if now - self._refused_since < limits.OUTPUT_STALL_SECONDS:
+            self._retry = self._loop.call_later(limits.FILES_PAUSE_SECONDS, self._write_now)
+        else:
+            self._cannot_write(ReceiverFull(refused_for(limits.OUTPUT_STALL_SECONDS)))
+
+    def _cannot_write(self, error: Exception) -> None:
         """Drop all output, and tell the owner, but not while it is sending."""
         self._forget_output()
         if not self._is_deaf:
             self._is_deaf = True
             self._loop.call_soon(self._lose, error)
 
-    def _lose(self, error: OSError) -> None:
+    def _lose(self, error: Exception) -> None:
         """Tell the owner, once it has got what the peer said before it left."""
         for _ in range(_LAST_READS_MAX):
             if not self._is_reading or not self._has_more:
@@ -244,12 +284,18 @@ class SocketWire(Wire):
         return bool(poll.poll(0))
 
     def _forget_output(self) -> None:
+        self._wait_no_more()
+        self._queue.clear()
+        self.pending_bytes = 0
+
+    def _wait_no_more(self) -> None:
         if self._stall is not None:
             self._stall.cancel()
             self._stall = None
             self._loop.remove_writer(self._socket.fileno())
-        self._queue.clear()
-        self.pending_bytes = 0
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
 
     @property
     def is_closed(self) -> bool:

@@ -10,9 +10,12 @@ import asyncio
 import contextlib
 import io
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from samehost import limits
+from samehost.aio.answering import CANCELLED
+from samehost.codec import CannotEncode
+from samehost.kernel.deadline import Deadline, Until
 from samehost.protocol import codes
 from samehost.service.call import current_call
 from samehost.service.failures import Failure
@@ -20,14 +23,18 @@ from samehost.service.failures import Failure
 if TYPE_CHECKING:
     from contextvars import Context
 
+    from samehost.aio.beginning import Beginning
+    from samehost.aio.outflow import Outflow
     from samehost.aio.runner import Ready
-    from samehost.aio.session import Session
+    from samehost.kernel.attaching import Encoded
     from samehost.service.arguments import Arguments, Invoke
     from samehost.service.call import Call
 
 logger = logging.getLogger("samehost")
 
-_CANCELLED = Failure(codes.CANCELLED, "the call was cancelled")
+NEVER = Deadline(None)
+"""The deadline of a call that has none."""
+
 _CUT_OFF = Failure(codes.UNAVAILABLE, "the server has ended before the method did")
 _TIME_IS_UP = Failure(codes.DEADLINE_EXCEEDED, "the deadline of the call has passed")
 
@@ -36,6 +43,19 @@ def invoke_in_call(invoke: Invoke, arguments: Arguments, call: Call) -> Any:
     """Call a method that is no coroutine, with its call as the current one of this context."""
     current_call.set(call)
     return invoke(arguments, call)
+
+
+class _Written(NamedTuple):
+    """A result that was encoded in the method's thread, or why it cannot be."""
+
+    encoded: bytes | Encoded | CannotEncode
+
+    @classmethod
+    def of(cls, result: Any, outflow: Outflow) -> _Written:
+        try:
+            return cls(outflow.encode(result))
+        except CannotEncode as error:
+            return cls(error)
 
 
 class Work:
@@ -48,6 +68,7 @@ class Work:
         began: when it came, in nanoseconds.
         task: what the method runs in; None in a thread.
         is_answered: whether the caller has been told, or is gone.
+        kept: the files that came with it; None for none.
     """
 
     __slots__ = (
@@ -60,12 +81,13 @@ class Work:
         "call",
         "call_id",
         "is_answered",
+        "kept",
         "ready",
         "task",
     )
 
     def __init__(
-        self, session: Session, call_id: int, ready: Ready, call: Call, began: int, arguments_bytes: int
+        self, session: Beginning, call_id: int, ready: Ready, call: Call, began: int, arguments_bytes: int
     ) -> None:
         self.call_id = call_id
         self.ready = ready
@@ -73,6 +95,7 @@ class Work:
         self.began = began
         self.task: asyncio.Task[Any] | None = None
         self.is_answered = call_id == 0
+        self.kept = session.take_kept()
         self._session = session
         self._cost = limits.CALL_OVERHEAD_BYTES + arguments_bytes
         self._ending: Failure | None = None
@@ -90,8 +113,12 @@ class Work:
         self.task = task
         task.add_done_callback(self._task_done)
 
-    def in_thread(self, arguments: Arguments, context: Context) -> None:
-        """Go on in a thread, once one is free."""
+    def in_thread(self, arguments: Arguments, context: Context, outflow: Outflow | None = None) -> None:
+        """Go on in a thread, once one is free.
+
+        Args:
+            outflow: how the result is encoded in the thread as well; None for one that nobody waits for.
+        """
         runner = self._session.runner
         loop = runner.loop
 
@@ -100,19 +127,21 @@ class Work:
             if not self.call.is_cancelled:  # while it waited for a thread
                 try:
                     result = context.run(invoke_in_call, self.ready.invoke, arguments, self.call)
+                    if self.ready.gives_blobs and outflow is not None:  # there may be much to copy
+                        result = _Written.of(result, outflow)
                 except BaseException as raised:  # SystemExit as well: it is the method's, not the server's
                     error = raised
             with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits for this any more
                 loop.call_soon_threadsafe(self._thread_done, result, error)
-            error = None  # it leads to this frame, and the two would keep each other
+            result = error = None  # either may lead to this frame, and the two would keep each other
 
         try:
-            runner.threads.submit(job)
+            runner.threads.submit(job, self._session.account.uid)
         except RuntimeError as error:
             self._done(None, error)
 
     def _thread_done(self, result: Any, error: BaseException | None) -> None:
-        self._session.runner.threads.done()
+        self._session.runner.threads.done(self._session.account.uid)
         self._done(result, error)
 
     def _task_done(self, task: asyncio.Task[Any]) -> None:
@@ -131,10 +160,14 @@ class Work:
         session.runner.uncancellable -= self._is_uncancellable
         self.ready.statistics.in_flight -= 1
         session.work_done(self)
+        if (self.is_answered or self._ending is not None) and not isinstance(result, _Written):
+            session.drop(self.ready, result)
         if not self.is_answered:
             self._answer(result, error)
         elif error is not None and not isinstance(error, asyncio.CancelledError) and self._ending is None:
             session.log_failure(self.ready, error)
+        if self.kept is not None:
+            self.kept.close()
         if not session.account.connections:
             session.runner.forget_account(session.account)
 
@@ -143,26 +176,50 @@ class Work:
         if self._ending is not None:
             self._session.fail(self.call_id, self.ready, self._ending)
         elif isinstance(error, asyncio.CancelledError):
-            self._session.fail(self.call_id, self.ready, _CANCELLED)
+            self._session.fail(self.call_id, self.ready, Failure(codes.CANCELLED, CANCELLED.message))
         elif error is not None:
             self._session.fail_with(self.call_id, self.ready, error)
+        elif isinstance(result, _Written):
+            self._session.reply_encoded(self.call_id, self.ready, result.encoded)
         else:
             self._session.reply(self.call_id, self.ready, result)
         self._session.settle(self.began)
         self._session.flush_soon()
 
+    def begin_stream(self, outflow: Outflow) -> None:
+        """Answer with a stream: from here on the method's own time counts, and not what its caller has given it."""
+        outflow.begin_stream(self.call_id)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        seconds = self.ready.method.timeout
+        if seconds is None:
+            self.call.deadline = NEVER
+        else:
+            self.call.deadline = Until(seconds, self.began / 1e9 + seconds)
+            self._timer = self._session.runner.loop.call_later(self.call.deadline.left(), self._expire)
+
     def cancel(self) -> None:
         """Stop, because the caller wants no answer any more; it is told once the method has ended."""
-        self._end(_CANCELLED)
+        self._end(CANCELLED)
 
     def abandon(self) -> None:
         """Stop, because the caller is gone."""
         self.is_answered = True
-        self._end(_CANCELLED)
+        self._end(CANCELLED)
 
     def cut(self) -> None:
         """Stop, because the server ends."""
         self._end_at_once(_CUT_OFF)
+
+    def credited(self) -> None:
+        """Take note that the caller takes more items."""
+
+    def released(self) -> None:
+        """Take note that the caller looks no more at some of the memory that this session has sent it."""
+
+    def leave(self) -> None:
+        """Take note that the server drains; a method gets the time for it."""
 
     def _expire(self) -> None:
         self._end_at_once(_TIME_IS_UP)
@@ -181,8 +238,12 @@ class Work:
         if self._timer is not None:
             self._timer.cancel()
         self._timer = loop.call_later(limits.CANCEL_SECONDS, self._report)
+        self._stop()
+
+    def _stop(self) -> None:
+        """Have the method end, if it can be stopped."""
         if self.task is not None:
-            loop.call_soon(self.task.cancel)  # once it has begun, however short a time ago it was made
+            self._session.runner.loop.call_soon(self.task.cancel)  # once it has begun, if it was made just now
 
     def _report(self) -> None:
         """Say that the method goes on all the same."""

@@ -1,57 +1,50 @@
 """A client of a service, for threads: methods as attributes, over a connection that is made again when it is lost.
 
-What may be done again is decided here: a call of which nothing went out always, one whose outcome is unknown only if
-its method is idempotent. Sending and waiting are `link`'s.
+What users call is here, and how their arguments become a call. Connecting, and making a call again, is the `caller`'s.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
-import threading
 import time
-import warnings
-import weakref
 from collections import deque
 from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
 from samehost import limits
-from samehost.address import Address, DescriptorAddress, parse
-from samehost.blocking.dial import dial
-from samehost.blocking.link import Link, Outcome, Waiting
+from samehost.address import parse
+from samehost.blocking.attachments import holds_large
+from samehost.blocking.caller import Caller
+from samehost.blocking.calls import Waiting
+from samehost.blocking.stream import Stream
+from samehost.blocking.upload import Upload
 from samehost.codec import MSGPACK, CannotDecode
-from samehost.errors import Error, InvalidResult, Unavailable, UsageError
-from samehost.kernel.closing import Closable
+from samehost.errors import ArenaFull, DeadlineExceeded, Error, UsageError
+from samehost.kernel.blob import Blob, allocate
 from samehost.kernel.deadline import Deadline
-from samehost.protocol import codes
-from samehost.protocol.events import Failure, Reply
+from samehost.protocol import ITEMS_FOLLOW
+from samehost.protocol.events import Reply
 from samehost.service.call import current_call
 from samehost.service.calling import (
     CLIENTS_TIMEOUT,
     ClientTimeout,
     RemoteFunction,
-    answered_error,
     context_to_hand_on,
-    encode_arguments,
-    lost,
+    no_stream,
     remote_of,
     seconds_for,
-    too_late,
 )
-from samehost.service.description import DESCRIBE, Description, MethodDescription, read_description
 from samehost.service.remote import RemoteMethod, declare_methods
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    import os
+    from collections.abc import Callable, Iterable, Iterator
 
+    from samehost.address import Address
+    from samehost.blocking.link import Link
     from samehost.peer import Peer, Policy
-    from samehost.protocol import Payload
-
-_TRIES_MAX = 5
-"""How often a call is sent whose outcome is unknown each time, or to servers that end before they say a word, as one
-that is being killed does."""
+    from samehost.service.call import Progress
+    from samehost.service.description import Description, MethodDescription
 
 _ASK_SECONDS = 1.0
 """How long `repr`, `dir` and `help` wait for what the server says of itself."""
@@ -59,12 +52,13 @@ _ASK_SECONDS = 1.0
 _TOGETHER = 32
 """How many calls of `map` are sent at once: few enough that both ends are at work at the same time."""
 
-_CLOSED = "the client was closed"
+_MEMORY_PAUSE_SECONDS = 0.001
+"""How often memory for a blob is asked for anew, as it may come back from anywhere."""
 
 _encode = MSGPACK.encode_raw
 
 
-class Client(Closable):
+class Client(Caller):
     """A connection to a service, to call its methods from any number of threads.
 
     Made by `samehost.connect`. A subclass declares methods, whose bodies never run; calling one makes the call, and the
@@ -98,17 +92,8 @@ class Client(Closable):
         timeout: float | None = limits.CALL_SECONDS,
         trust: Policy | None = None,
     ) -> None:
-        self._address = parse(address)
-        self._wait = wait
-        self._timeout = timeout
-        self._trust = trust
+        super().__init__(parse(address), wait=wait, timeout=timeout, trust=trust)
         self._names: dict[str, RemoteMethod] = {}
-        self._description: tuple[Link, Description] | None = None
-        self._dialling = threading.RLock()
-        self._link: Link | None = Link(dial(self._address, wait=wait, timeout=timeout, trust=trust))
-        self._links = [self._link]
-        self._is_closed = False
-        _clients.add(self)
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -119,26 +104,31 @@ class Client(Closable):
     # What users call.
 
     @property
-    def address(self) -> str:
-        """The address of the service."""
-        return str(self._address)
-
-    @property
     def peer(self) -> Peer | None:
         """The server as the kernel reports it; None while there is no connection."""
         link = self._link
         return link.peer if link is not None and link.takes_calls else None
 
     def call(
-        self, method: str, /, *arguments: Any, timeout: float | ClientTimeout | None = CLIENTS_TIMEOUT, **named: Any
+        self,
+        method: str,
+        /,
+        *arguments: Any,
+        timeout: float | ClientTimeout | None = CLIENTS_TIMEOUT,
+        progress: Callable[[Progress], object] | None = None,
+        **named: Any,
     ) -> Any:
-        """Call a method and wait for its answer.
+        """Call a method and wait for its answer: its result, or a `Stream` if that is what it answers with.
+
+        An iterator among the arguments is a stream to send: its items are pulled here, while this call waits.
 
         Args:
             method: its name.
             arguments: by position.
-            timeout: seconds that the call may take; None for as long as it takes. While another call is being served,
-                it gets no more than that one has left.
+            timeout: seconds that all of the call may take, with its items; None for as long as it takes. What the
+                client was made with is for the answer alone: a stream that has begun has all the time, and so has
+                sending one. While another call is being served, it gets no more than that one has left.
+            progress: called with what the method reports of its progress, in this thread.
             named: arguments by name.
 
         Raises:
@@ -149,11 +139,46 @@ class Client(Closable):
             ConnectionClosed: the client was closed.
             NotPermitted: the policy of the method, or the socket's mode, says no.
             UntrustedServer: somebody else serves there now.
-            MessageTooLarge: arguments or result are longer than a message may be.
+            MessageTooLarge: arguments, items or result are longer than a message may be.
             InvalidResult: the answer is not of the declared type.
-            UsageError: an argument cannot travel, or is there twice.
+            UsageError: an argument or an item cannot travel, or an argument is there twice.
         """
-        return self._call(self._remote(method), arguments, named, timeout)
+        remote = self._remote(method)
+        if progress is None:
+            return self._call(remote, arguments, named, timeout)
+        waiting = self._waiting(remote, arguments, named, timeout)
+        waiting.listener = progress
+        return self._answered(remote, timeout, *self._exchange(remote, waiting))
+
+    @overload
+    def subscribe(self, topic: str, *, timeout: float | ClientTimeout | None = ...) -> Stream[Any]: ...
+
+    @overload
+    def subscribe(
+        self, topic: str, type: type[Item], *, timeout: float | ClientTimeout | None = ...
+    ) -> Stream[Item]: ...
+
+    def subscribe(
+        self, topic: str, type: Any = Any, *, timeout: float | ClientTimeout | None = CLIENTS_TIMEOUT
+    ) -> Stream[Any]:
+        """Subscribe to a topic; nothing that is published once this has returned is missed.
+
+        Whoever takes the items too slowly does not get all of them, and `Stream.dropped` says how many not, or is cut
+        off with a CallError `too_slow`: as the topic declares.
+
+        Args:
+            topic: its name.
+            type: what its items have to be.
+            timeout: as for `call`: seconds for the whole subscription, if given.
+
+        Raises:
+            WrongShape: there is a method of this name, and it does not stream.
+            Others: as `call`.
+        """
+        remote = RemoteMethod(topic, is_idempotent=True, decode_item=MSGPACK.decode_to(type))
+        remote.is_stream = True
+        stream: Stream[Any] = self._call(remote, (), {}, timeout)
+        return stream
 
     def notify(
         self, method: str, /, *arguments: Any, timeout: float | ClientTimeout | None = CLIENTS_TIMEOUT, **named: Any
@@ -165,6 +190,7 @@ class Client(Closable):
         remote = self._remote(method)
         waiting = self._waiting(remote, arguments, named, timeout)
         waiting.is_answered = False
+        self._make_plain(waiting)
         self._exchange(remote, waiting)
 
     def map(
@@ -214,6 +240,9 @@ class Client(Closable):
                         link = self._link
                         if link is None or not link.takes_calls:
                             link = self._connect_again(together[0], was_sent=False)
+                        for waiting in together:
+                            if waiting.values is not None:
+                                link.prepare(waiting)
                         link.begin(together)
                         under_way.extend((link, waiting) for waiting in together)
                 if under_way:
@@ -234,17 +263,62 @@ class Client(Closable):
         for arguments in islice(items, count):
             if together:
                 first = together[0]
-                encoded = encode_arguments(remote, arguments, {})
-                together.append(Waiting(first.method, encoded, first.context, first.deadline))
+                together.append(self._waiting_beside(remote, arguments, timeout, first))
             else:
                 together.append(self._waiting(remote, arguments, {}, timeout))
+            self._make_plain(together[-1])
         return together
+
+    def _waiting_beside(
+        self, remote: RemoteMethod, arguments: tuple[Any, ...], timeout: float | ClientTimeout | None, first: Waiting
+    ) -> Waiting:
+        """A call like a first one that has the same deadline."""
+        if not (remote.may_send_blobs and holds_large(arguments)):
+            try:
+                encoded = _encode(arguments)
+            except Exception:
+                encoded = b""
+            if 0 < len(encoded) < limits.BLOB_BYTES_MIN:
+                return Waiting(first.method, encoded, first.context, first.deadline)
+        waiting = self._waiting_with_more(remote, arguments, {}, timeout, first.context)
+        waiting.deadline = first.deadline
+        return waiting
 
     def _finish(self, remote: RemoteMethod, link: Link, waiting: Waiting) -> Any:
         if waiting.answer is None:
-            link.finish(waiting)
+            link.wait_for_news(waiting)
         answer = waiting.answer
-        return remote.result(answer.result if type(answer) is Reply else self._exchange(remote, waiting, link))
+        if type(answer) is Reply:
+            return remote.result(answer.result)
+        return self._answered(remote, None, *self._exchange(remote, waiting, link))
+
+    def allocate(self, size: int, *, timeout: float | ClientTimeout | None = CLIENTS_TIMEOUT) -> Blob:
+        """A blob to write into; see `samehost.allocate`. Waits until there is memory for it.
+
+        Raises:
+            DeadlineExceeded: there was none in time.
+            UsageError: the size is negative, or more than a blob can have.
+        """
+        try:
+            return allocate(size)
+        except ArenaFull:
+            return self._allocate_later(
+                size, Deadline(seconds_for(self._timeout if timeout is CLIENTS_TIMEOUT else timeout))
+            )
+
+    def _allocate_later(self, size: int, deadline: Deadline) -> Blob:
+        while True:
+            seconds = min(_MEMORY_PAUSE_SECONDS, deadline.left())
+            link = self._link
+            if link is not None and not link.is_over:
+                link.wait_for_memory(seconds)
+            else:
+                time.sleep(seconds)
+            try:
+                return allocate(size)
+            except ArenaFull as error:
+                if not deadline.left():
+                    raise DeadlineExceeded(f"no memory for a blob within {deadline.timeout:g} s: {error}") from error
 
     def describe(self) -> Description:
         """What the service tells of itself: its methods, their types and their documentation.
@@ -252,18 +326,6 @@ class Client(Closable):
         It is asked once for each connection. Raises what `call` raises.
         """
         return self._describe(CLIENTS_TIMEOUT)
-
-    def close(self) -> None:
-        """End the connection, and wake every thread that waits for an answer; a second time does nothing.
-
-        Those threads, and all calls from now on, get ConnectionClosed; OutcomeUnknown, which is one, if the call went
-        out.
-        """
-        self._is_closed = True
-        self._link = None
-        links, self._links = self._links, []
-        for link in links:
-            link.close(_CLOSED)
 
     # How a call is made.
 
@@ -285,16 +347,32 @@ class Client(Closable):
     ) -> Any:
         waiting = self._waiting(remote, positional, by_name, timeout)
         link = self._link
-        if link is None or not link.takes_calls:
-            return remote.result(self._exchange(remote, waiting))
+        if link is None or not link.takes_calls or not waiting.arguments or remote.is_stream:
+            return self._answered(remote, timeout, *self._exchange(remote, waiting))
         link.make(waiting)
         answer = waiting.answer
         if type(answer) is not Reply:
-            return remote.result(self._exchange(remote, waiting, link))
+            return self._answered(remote, timeout, *self._exchange(remote, waiting, link))
         try:
             return remote.decode(answer.result)
         except CannotDecode:
             return remote.result(answer.result)  # which says what it is the result of
+
+    def _answered(
+        self, remote: RemoteMethod, timeout: float | ClientTimeout | None, link: Link, waiting: Waiting
+    ) -> Any:
+        """What a call gives: its result, or its stream."""
+        answer = waiting.answer
+        if isinstance(answer, Reply):
+            if not remote.is_stream:
+                attachments = waiting.attachments or link.attachments
+                return attachments.read(remote.result, answer.result, answer.descriptors)
+            link.abandon(waiting)
+            raise no_stream(remote.name)
+        waiting.values = None  # which nobody needs any more, large as they may be
+        if timeout is CLIENTS_TIMEOUT:
+            waiting.deadline = Deadline(seconds_for(None))
+        return Stream[Any](remote, link, waiting, self.address)
 
     def _waiting(
         self,
@@ -309,124 +387,59 @@ class Client(Closable):
         if current_call.get() is not None:
             seconds = seconds_for(seconds)
             context = context_to_hand_on()
+        if not remote.is_plain or (positional and by_name):
+            return self._waiting_with_more(remote, positional, by_name, timeout, context)
+        if remote.may_send_blobs and holds_large(positional or by_name.values()):
+            return self._waiting_with_more(remote, positional, by_name, timeout, context)
         deadline = Deadline(seconds)
-        if positional and by_name:
-            if remote.signature is None:
-                described = self._describe(timeout).methods.get(remote.name)
-                remote = remote_of(described) if described else remote
-            encoded = encode_arguments(remote, positional, by_name)
-        else:
-            try:
-                encoded = _encode(positional or by_name)
-            except Exception:
-                encoded = encode_arguments(remote, positional, by_name)  # which says what is wrong with them
-        return Waiting(remote.name, encoded, context, deadline)
-
-    def _exchange(self, remote: RemoteMethod, waiting: Waiting, link: Link | None = None) -> Payload:
-        """Send a call, again where that does no harm, and give its encoded result; nothing, for a notification.
-
-        Args:
-            link: where it was made already, without a result.
-        """
-        was_sent = False
-        tries = 0
-        pause = 0.0
-        while True:
-            if waiting.answer is None:
-                link = self._link
-                if link is None or not link.takes_calls:
-                    link = self._connect_again(waiting, was_sent=was_sent)
-                link.make(waiting)
-            assert link is not None
-            answer = waiting.answer
-            if type(answer) is Reply:
-                return answer.result
-            if answer is Outcome.SENT:
-                return b""
-            was_sent = was_sent or answer is Outcome.UNKNOWN
-            tries += answer is Outcome.UNKNOWN or not link.is_greeted
-            self._check_again(remote, waiting, link, was_sent=was_sent, is_last=tries >= _TRIES_MAX)
-            time.sleep(min(pause, waiting.deadline.left()))
-            pause = min(max(2 * pause, limits.DIAL_PAUSE_SECONDS_MIN), limits.DIAL_PAUSE_SECONDS_MAX)
-            waiting = Waiting(waiting.method, waiting.arguments, waiting.context, waiting.deadline, waiting.is_answered)
-
-    def _check_again(
-        self, remote: RemoteMethod, waiting: Waiting, link: Link, *, was_sent: bool, is_last: bool
-    ) -> None:
-        """Raise unless a call that got no result may be made again.
-
-        Args:
-            was_sent: something of it went out, with this try or before.
-            is_last: it was tried often enough.
-        """
-        answer = waiting.answer
-        if isinstance(answer, Error):
-            waiting.answer = None  # or it would keep the error alive, whose traceback keeps it alive
-            raise answer
-        if isinstance(answer, Failure) and (answer.code != codes.DRAINING or link.takes_calls):
-            raise answered_error(waiting.method, answer)
-        is_hopeless = self._is_closed or link.fault is not None or is_last
-        if is_hopeless or (was_sent and not self._is_idempotent(remote, waiting.deadline)):
-            raise lost(waiting.method, self.address, link.why, was_sent=was_sent) from link.fault
-
-    def _is_idempotent(self, remote: RemoteMethod, deadline: Deadline) -> bool:
-        """Whether a method may be called again: as the client's class says, or else the server that is there now."""
-        if remote.is_idempotent is not None:
-            return remote.is_idempotent
         try:
-            described = self._describe(deadline.left()).methods.get(remote.name)
-        except Error:
-            return False
-        return described is not None and described.idempotent
+            encoded = _encode(positional or by_name)
+        except Exception:
+            encoded = b""  # there is more to them than bytes, or they cannot travel at all
+        if not 0 < len(encoded) < limits.BLOB_BYTES_MIN:
+            return self._waiting_with_more(remote, positional, by_name, timeout, context)
+        return Waiting(remote.name, encoded, context, deadline, remote.flags)
 
-    def _connect_again(self, waiting: Waiting, *, was_sent: bool) -> Link:
-        """A connection that takes calls; one thread makes it, and the others wait for that one.
+    def _waiting_with_more(
+        self,
+        remote: RemoteMethod,
+        positional: tuple[Any, ...],
+        by_name: dict[str, Any],
+        timeout: float | ClientTimeout | None,
+        context: bytes,
+    ) -> Waiting:
+        """The same for arguments that are items to send, hold files or blobs, or need names that the server knows."""
+        positional, by_name, items = remote.take_items(positional, by_name)
+        contract = remote
+        if positional and by_name and remote.signature is None:
+            described = self._describe(timeout).methods.get(remote.name)
+            contract = remote_of(described) if described else remote
+        values = contract.arguments(positional, by_name)
+        seconds = seconds_for(self._timeout if timeout is CLIENTS_TIMEOUT else timeout)
+        if items is None:
+            return Waiting(remote.name, b"", context, Deadline(seconds), remote.flags, values)
+        upload = Upload(
+            remote.name,
+            items,
+            seconds if timeout is CLIENTS_TIMEOUT else math.inf,
+            is_answered_by_stream=bool(remote.is_stream),
+        )
+        if timeout is CLIENTS_TIMEOUT:
+            seconds = seconds_for(None)  # until all of them are sent
+        flags = remote.flags | ITEMS_FOLLOW
+        return Waiting(remote.name, b"", context, Deadline(seconds), flags, values, upload=upload)
 
-        Args:
-            was_sent: the call went out on a connection before.
+    def _make_plain(self, waiting: Waiting) -> None:
+        """Make a call one without streams.
+
+        Raises:
+            UsageError: it has items to send.
         """
-        left = waiting.deadline.left()
-        try:
-            if not self._dialling.acquire(timeout=-1 if left == math.inf else min(left, threading.TIMEOUT_MAX)):
-                raise too_late(waiting.method, self.address, waiting.deadline.timeout or 0.0)
-            link = self._link
-            if link is not None and link.takes_calls:
-                return link
-            if self._is_closed:
-                raise lost(waiting.method, self.address, _CLOSED, was_sent=was_sent)
-            if isinstance(self._address, DescriptorAddress):
-                raise lost(waiting.method, self.address, link.why if link else _CLOSED, was_sent=was_sent)
-            link = self._dial(waiting.deadline)
-            self._links = [*(known for known in self._links if not known.is_over), link]
-            self._link = link
-            if self._is_closed:  # meanwhile
-                self.close()
-            return link
-        except Unavailable as error:
-            raise lost(waiting.method, self.address, str(error), was_sent=was_sent) from error
-        finally:
-            with contextlib.suppress(RuntimeError):  # it is not ours, as the time was over, or we were interrupted
-                self._dialling.release()
-
-    def _dial(self, deadline: Deadline) -> Link:
-        left = deadline.left()
-        wait = min(self._wait, left)
-        return Link(dial(self._address, wait=wait, timeout=left - wait, trust=self._trust))
+        if waiting.upload is not None:
+            raise UsageError(f"{waiting.method}: items are sent by a call of its own alone, not by notify or map")
+        waiting.flags = 0
 
     # What the service says of itself.
-
-    def _describe(self, timeout: float | ClientTimeout | None) -> Description:
-        link, known = self._link, self._description
-        if known is not None and known[0] is link and link.takes_calls:
-            return known[1]
-        encoded = self._exchange(_DESCRIBE, self._waiting(_DESCRIBE, (), {}, timeout))
-        try:
-            description = read_description(encoded)
-        except CannotDecode as error:
-            raise InvalidResult(f"{self.address} does not describe itself as a service does: {error}") from error
-        if link is not None and link is self._link:
-            self._description = link, description
-        return description
 
     def _described(self, method: str) -> MethodDescription | None:
         """What the service says of a method; None if it says nothing, or nothing soon."""
@@ -438,18 +451,6 @@ class Client(Closable):
     def __repr__(self) -> str:
         state = "closed" if self._is_closed else f"server {self.peer}" if self.peer else "not connected"
         return f"<{type(self).__name__} of {self.address}, {state}>"
-
-    def _after_fork(self) -> None:
-        """In a child, leave the connections and the threads to the parent."""
-        self._dialling = threading.RLock()
-        links, self._links, self._link = self._links, [], None
-        for link in links:
-            link.forget()
-
-    def __del__(self) -> None:
-        if not getattr(self, "_is_closed", True):
-            warnings.warn(f"{self!r} was never closed", ResourceWarning, source=self, stacklevel=2)
-            self.close()
 
 
 class AnyClient(Client):
@@ -473,8 +474,7 @@ class AnyClient(Client):
         return sorted({*super().__dir__(), *methods})
 
 
-_DESCRIBE = RemoteMethod(DESCRIBE, is_idempotent=True)
-
+Item = TypeVar("Item")
 AClient = TypeVar("AClient", bound=Client)
 
 
@@ -529,14 +529,3 @@ def connect(
     if not (isinstance(interface, type) and issubclass(interface, Client)):
         raise UsageError(f"{interface!r} is not a class made from samehost.Client")
     return interface(address, wait=wait, timeout=timeout, trust=trust)
-
-
-_clients: weakref.WeakSet[Client] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for client in list(_clients):
-        client._after_fork()  # noqa: SLF001 - of this module
-
-
-os.register_at_fork(after_in_child=_after_fork)

@@ -10,35 +10,40 @@ What to do about a call that was not answered is left to the client, which knows
 from __future__ import annotations
 
 import contextlib
-import enum
 import math
 import socket
 import struct
 import threading
-from collections import deque
+import time
+from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import msgspec
-
-from samehost import limits, protocol
-from samehost.blocking.outbox import Outbox
+from samehost import limits
+from samehost.blocking.attachments import FILES_ROOM
+from samehost.blocking.books import TORN, Books
+from samehost.blocking.calls import Outcome, Waiting
 from samehost.blocking.waiting import READ, WRITE, wait_for
-from samehost.errors import DeadlineExceeded, Error, LocalProtocolError, MessageTooLarge
+from samehost.codec import CannotEncode
+from samehost.errors import DeadlineExceeded, Error, MessageTooLarge, UsageError
+from samehost.kernel.attaching import FilesNotTaken
+from samehost.kernel.deadline import Deadline, Until
 from samehost.kernel.handed import pass_no_files
-from samehost.protocol import codes
-from samehost.protocol.events import Failed, Failure, GoingAway, Reply
-from samehost.service.calling import closed_by_server, milliseconds_of, too_late
+from samehost.protocol.events import Reply
+from samehost.service.calling import milliseconds_of, too_late
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from samehost.blocking.connection import Connection
-    from samehost.kernel.deadline import Deadline
-    from samehost.protocol import Event
+    from samehost.kernel.attaching import Encoded
+    from samehost.service.call import TimeLeft
+
+Arguments: TypeAlias = tuple[tuple[int, ...], ...]
 
 # Plain numbers: `|` on the enumerations of the socket module costs more than half a system call.
 _DONT_WAIT = int(socket.MSG_DONTWAIT)
+_CLOSE_ON_EXEC = int(socket.MSG_CMSG_CLOEXEC)
 _CUT_SHORT = int(socket.MSG_CTRUNC)
 
 _KERNEL_WAIT_SECONDS = 0.010
@@ -54,8 +59,6 @@ _LOOK_SECONDS = 0.020
 _LEADER_LOOK_SECONDS = 1.0
 """How often whoever reads looks whether there is output that nobody sends any more."""
 
-_TORN = "the connection was given up, because an exception interrupted its use"
-
 _FORKED = "the connection is that of the process that this one was forked from"
 
 _ROOM_AT_FIRST = (limits.RECEIVE_BYTES_AT_FIRST,)
@@ -66,111 +69,59 @@ _AT_ONCE = (_DONT_WAIT,)
 _THE_END = b""
 
 
-class Outcome(enum.Enum):
-    """What became of a call that got no answer, or of a notification."""
-
-    SENT = enum.auto()
-    """All of it is with the kernel."""
-
-    UNSENT = enum.auto()
-    """Nothing of it went out, or the server says that it has not looked at it."""
-
-    UNKNOWN = enum.auto()
-    """It went out, and no answer will come."""
-
-
-class Waiting(msgspec.Struct, eq=False, gc=False):
-    """One call or notification, and the thread that waits for it.
-
-    Attributes:
-        answer: set by whoever leads, once there is something to tell.
-        call_id: 0 until it is written, and for a notification.
-        begins: where in the connection's output its first byte is, or a little before.
-        ends: where its last byte is.
-        wake: what the thread sleeps on, locked; None as long as it does not.
-    """
-
-    method: str
-    arguments: bytes
-    context: bytes
-    deadline: Deadline
-    is_answered: bool = True
-    answer: Reply | Failure | Outcome | Error | None = None
-    call_id: int = 0
-    begins: int = 0
-    ends: int = 0
-    wake: threading.Lock | None = None
-
-
-class Link:
+class Link(Books):
     """One connection.
 
-    Attributes:
-        peer: the server, as the kernel says.
-        takes_calls: whether calls may be made, as far as is known.
-        why: what ended it.
-        fault: what the server did wrong, if that ended it.
+    Args:
+        kinds: what is wanted of the server may hold these, as `extensions.kinds_in` says.
     """
 
-    def __init__(self, connection: Connection) -> None:
-        self.peer = connection.peer
-        self.takes_calls = True
-        self.why = ""
-        self.fault: Error | None = None
-        self._connection = connection
-        self._socket = connection.socket
-        # recvmsg(2) alone tells that files came, where the kernel cannot be told to refuse them.
-        self._may_bring_files = not pass_no_files(connection.socket)
-        self._receive: Callable[..., Any] = (
-            connection.socket.recvmsg if self._may_bring_files else connection.socket.recv
-        )
+    def __init__(self, connection: Connection, kinds: int) -> None:
+        super().__init__(connection, kinds)
+        self._has_asked = False
+        self._receive, self._how, self._how_at_once = self._ways_to_receive()
+        # One call from here on until what the kernel has given is kept: see `_wait`.
+        self._next_answer = partial(map, self._receive, _ROOM_AT_FIRST, *self._how)
         seconds = struct.pack("@ll", 0, int(_KERNEL_WAIT_SECONDS * 1_000_000))
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, seconds)
-        self._protocol = protocol.connect()
-        # How many calls the server takes is not known until it has said so: only then there may be more than one.
-        self._protocol.peer_calls_max = 1
-        self._lock = threading.RLock()  # re-entered when a signal handler closes the client
-        self._leader: Waiting | None = None
-        self._calls: dict[int, Waiting] = {}
-        self._held_back: deque[Waiting] = deque()
-        self._arrived: list[bytes | tuple[bytes, list[Any], int, Any]] = []  # as it was received
-        self._outbox = Outbox(connection.socket)
-        self._notifications: deque[Waiting] = deque()
-        self._is_over = False
 
-    @property
-    def is_greeted(self) -> bool:
-        """Whether the server has begun to speak."""
-        return self._protocol.is_greeted
-
-    @property
-    def is_over(self) -> bool:
-        """Whether nobody waits here any more, and nobody will."""
-        return self._is_over
+    def _ways_to_receive(self) -> tuple[Callable[..., Any], Arguments, Arguments]:
+        """The system call by which to receive, and its arguments behind the room: to wait in it, and not to."""
+        if self.attachments.are_taken:
+            room = (FILES_ROOM,)
+            return self._socket.recvmsg, (room, (_CLOSE_ON_EXEC,)), (room, (_CLOSE_ON_EXEC | _DONT_WAIT,))
+        if not pass_no_files(self._socket):  # then recvmsg(2) alone tells that files came
+            return self._socket.recvmsg, (), (_NO_FILES, _AT_ONCE)
+        return self._socket.recv, (), (_AT_ONCE,)
 
     # What the threads of the client do.
 
     def make(self, waiting: Waiting) -> None:
-        """Send a call and wait until its `answer` is set, or send a notification.
+        """Send a call and wait until there is news of it, or send a notification.
 
         Raises:
             DeadlineExceeded: the time is over; the server was told to cancel.
             MessageTooLarge, LocalProtocolError: it cannot be sent.
+            Error: there can be no more open files to send it with.
         """
         left = waiting.deadline.left()
         if left == 0:
             raise self._too_late(waiting)
         try:
-            if left > _SHORT_SECONDS and self._make_alone(waiting, left):
+            if left > _SHORT_SECONDS and waiting.encoded is None and self._make_alone(waiting, left):
                 return
             with self._lock:
                 if not waiting.call_id:
                     self._submit(waiting, left)
-                    if waiting.answer is None:
+                    if not waiting.has_news:
                         self._take_place(waiting)
-            self._wait_for_answer(waiting, waiting.deadline.left())
-        except BaseException:
+            self._wait_for_news(waiting, waiting.deadline)
+        except MessageTooLarge as error:
+            raise waiting.too_large(error) from None
+        except BaseException as error:
             self.abandon(waiting)
+            if isinstance(error, OSError) and not isinstance(error, Error):
+                raise waiting.not_sent(error) from error
             raise
 
     def _make_alone(self, waiting: Waiting, left: float) -> bool:
@@ -185,7 +136,7 @@ class Link:
                 return False
             try:
                 milliseconds = 0 if left == math.inf else math.ceil(left * 1000)
-                data = self._protocol.send_call_alone(waiting.method, waiting.arguments, milliseconds)
+                data = self._protocol.send_call_alone(waiting.method, waiting.arguments, milliseconds, waiting.flags)
                 if not data:
                     return False
                 waiting.call_id = call_id = self._protocol.last_call_made
@@ -197,21 +148,26 @@ class Link:
                 except OSError:
                     self._cannot_send()
             except BaseException:
-                self._end(_TORN)
+                self._end(TORN)
                 raise
         if waiting.answer is None and not self._outbox.queue:
             try:
-                self._arrived.extend(map(self._receive, _ROOM_AT_FIRST))
+                self._arrived.extend(self._next_answer())
             except OSError:  # which the general way meets again
                 return False
         with self._lock:
-            return self._digest_alone(waiting)
+            is_answered = self._digest_alone(waiting)
+        if self._dropped:
+            self._heed_dropped()
+        return is_answered
 
     def _digest_alone(self, waiting: Waiting) -> bool:
         """Take in what has arrived, if it is the answer to the only call; whether it was."""
         if len(self._arrived) != 1 or waiting.answer is not None:
             return False
         data = self._arrived[0]
+        if type(data) is tuple and not data[1] and not data[2] & _CUT_SHORT and not self.attachments.has_arenas:
+            data = data[0]
         try:
             result = self._protocol.receive_reply_alone(data) if type(data) is bytes else None
             if result is None:
@@ -224,26 +180,29 @@ class Link:
             else:
                 self._leader = None
         except BaseException:
-            self._end(_TORN)
+            self._end(TORN)
             raise
         return True
 
     def begin(self, together: list[Waiting]) -> None:
-        """Make calls that have one deadline and are waited for later, with `finish`.
+        """Make calls that have one deadline and are waited for later, with
+        `wait_for_news`.
 
         One that cannot be sent has the error for an `answer`.
         """
         left = together[0].deadline.left()
         if left == 0:
             for waiting in together:
-                waiting.answer = self._too_late(waiting)
+                waiting.finish(self._too_late(waiting))
             return
         with self._lock:
             try:
                 self._write_together(together, left)
             except BaseException:
-                self._end(_TORN)
+                self._end(TORN)
                 raise
+        if self._dropped:
+            self._heed_dropped()
 
     def _write_together(self, together: list[Waiting], left: float) -> None:
         milliseconds = milliseconds_of(left)
@@ -252,41 +211,63 @@ class Link:
             places = 0
         for waiting in together:
             try:
-                if places <= 0:
+                if places <= 0 or waiting.encoded is not None or not waiting.is_answered:
                     self._submit(waiting, left)
                     continue
                 waiting.begins = self._outbox.written
                 waiting.call_id = call_id = self._protocol.send_call(
-                    waiting.method, waiting.arguments, milliseconds, context=waiting.context
+                    waiting.method,
+                    waiting.arguments,
+                    milliseconds,
+                    context=waiting.context,
+                    flags=waiting.flags,
                 )
                 self._calls[call_id] = waiting
                 places -= 1
             except MessageTooLarge as error:
-                waiting.answer = _named(waiting, error)
+                waiting.finish(waiting.too_large(error))
             except Error as error:
-                waiting.answer = error
+                waiting.finish(error)
+            except OSError as error:
+                waiting.finish(waiting.not_sent(error))
         self._flush()
 
-    def finish(self, waiting: Waiting) -> None:
-        """Wait until the `answer` of a call that was begun is set. Raises as `make`."""
-        if waiting.answer is not None:
-            return
+    def wait_for_news(self, waiting: Waiting, limit: TimeLeft | None = None) -> None:
+        """Wait until there is news of a call that was begun, or room for its items if it wants some.
+
+        Args:
+            limit: how long at most, if that is not to be an error; the call's deadline otherwise.
+
+        Raises:
+            DeadlineExceeded: the time of the call is over; the server was told to cancel.
+        """
         try:
             with self._lock:
                 self._flush()
-                if waiting.answer is None:
+                if not self._is_due(waiting):
                     self._take_place(waiting)
-            self._wait_for_answer(waiting, waiting.deadline.left())
+            self._wait_for_news(waiting, limit or waiting.deadline)
         except BaseException:
             self.abandon(waiting)
             raise
 
-    def _wait_for_answer(self, waiting: Waiting, left: float) -> None:
-        if waiting.answer is None and self._leader is not waiting:
-            self._follow(waiting)
-            left = waiting.deadline.left()
+    def _is_due(self, waiting: Waiting) -> bool:
+        """Whether its thread has something to do."""
+        return waiting.has_news or (waiting.wants_room and self.may_send_item(waiting))
+
+    def _wait_for_news(self, waiting: Waiting, limit: TimeLeft) -> None:
+        """Lead or follow, until there is news; and nobody leads or sleeps for this call afterwards."""
+        if not self._is_due(waiting) and self._leader is not waiting:
+            self._follow(waiting, limit)
         if self._leader is waiting:
-            self._lead(waiting, left)
+            self._lead(waiting, limit)
+        if waiting.wake is not None:
+            with self._lock:
+                waiting.wake = None
+                if self._leader is waiting:  # which it was made in the last moment
+                    self._pass_on()
+        if self._dropped:
+            self._heed_dropped()
 
     def _take_place(self, waiting: Waiting) -> None:
         """Lead, if nobody does; otherwise sleep, unless there is output to push. With the lock held."""
@@ -296,44 +277,58 @@ class Link:
             waiting.wake = threading.Lock()
             waiting.wake.acquire()
 
-    def _follow(self, waiting: Waiting) -> None:
-        """Wait to be woken: by the answer, or to lead."""
-        while waiting.answer is None and self._leader is not waiting:
-            left = waiting.deadline.left()
+    def _follow(self, waiting: Waiting, limit: TimeLeft) -> None:
+        """Wait to be woken: by news, or to lead."""
+        while not waiting.has_news and self._leader is not waiting:
+            if self._dropped:
+                self._heed_dropped()
+            left = limit.left()
             if left == 0:
-                raise self._too_late(waiting)
+                self._check_time(waiting)
+                return
             if waiting.wake is not None:
                 waiting.wake.acquire(timeout=-1 if left == math.inf else min(left, threading.TIMEOUT_MAX))
-            else:
-                wait_for((self._socket, WRITE), seconds=min(left, _LOOK_SECONDS))
-                with self._lock:
-                    self._push()
-                    if waiting.answer is None:
-                        self._take_place(waiting)
+                continue
+            self._wait_for_room(left)
+            with self._lock:
+                self._push()
+                if self._is_due(waiting):
+                    return
+                self._take_place(waiting)
 
-    def _lead(self, waiting: Waiting, left: float) -> None:
-        """Read for everybody until there is an answer for this one.
+    def _wait_for_room(self, left: float) -> None:
+        if self._outbox.refused_since is None:
+            wait_for((self._socket, WRITE), seconds=min(left, _LOOK_SECONDS))
+        else:
+            wait_for(seconds=min(left, limits.FILES_PAUSE_SECONDS))
 
-        Args:
-            left: the seconds it has left.
-        """
+    def _lead(self, waiting: Waiting, limit: TimeLeft) -> None:
+        """Read for everybody until there is news for this one."""
         room = _ROOM
-        while waiting.answer is None:
+        left = limit.left()
+        while not waiting.has_news:
+            if self._dropped:
+                self._heed_dropped()
             if not self._arrived:
-                self._wait(waiting, left, room)
+                self._wait(waiting, left, limit, room)
             with self._lock:
                 self._digest()
-                if waiting.answer is not None:
+                if self._is_due(waiting):
                     self._pass_on()
                     return
-            left = waiting.deadline.left()
+            left = limit.left()
             if left == 0:
-                raise self._too_late(waiting)
+                self._check_time(waiting)
+                break
             room = _ROOM if self._protocol.bytes_missing < limits.RECEIVE_BYTES else _ROOM_FOR_LONG
-        with self._lock:  # another thread has ended the connection, or has sent what this one waited to send
+        with self._lock:  # the time is over, or another thread has ended the connection or sent what we waited to send
             self._pass_on()
 
-    def _wait(self, waiting: Waiting, left: float, room: tuple[int]) -> None:
+    def _check_time(self, waiting: Waiting) -> None:
+        if waiting.deadline.left() == 0:
+            raise self._too_late(waiting)
+
+    def _wait(self, waiting: Waiting, left: float, limit: TimeLeft, room: tuple[int]) -> None:
         """Wait for bytes to arrive, or for room if there is output to push; not always as long as there is time.
 
         What arrives is added to a list within one call, as no exception of a signal handler's may come between the
@@ -342,33 +337,136 @@ class Link:
         try:
             if left > _SHORT_SECONDS and not self._outbox.queue:
                 try:
-                    self._arrived.extend(map(self._receive, room))
+                    self._arrived.extend(map(self._receive, room, *self._how))
                     return
                 except BlockingIOError:
                     pass
             # Others may leave output behind that nobody pushes, or push what this one waits for.
-            seconds = min(waiting.deadline.left(), _LEADER_LOOK_SECONDS if waiting.is_answered else _LOOK_SECONDS)
-            if wait_for((self._socket, READ | WRITE if self._outbox.queue else READ), seconds=seconds):
+            seconds = min(limit.left(), _LEADER_LOOK_SECONDS if waiting.is_answered else _LOOK_SECONDS)
+            events = READ | WRITE if self._outbox.queue else READ
+            if self._outbox.refused_since is not None:  # there is room all the while, for other output
+                events, seconds = READ, min(seconds, limits.FILES_PAUSE_SECONDS)
+            if wait_for((self._socket, events), seconds=seconds):
                 with contextlib.suppress(BlockingIOError):
-                    how = (_NO_FILES, _AT_ONCE) if self._may_bring_files else (_AT_ONCE,)
-                    self._arrived.extend(map(self._receive, room, *how))
+                    self._arrived.extend(map(self._receive, room, *self._how_at_once))
         except OSError:
             self._arrived.append(_THE_END)
 
     def abandon(self, waiting: Waiting) -> None:
         """Forget a call whose thread does not wait any more, and tell the server."""
         with self._lock:
+            self._forget_call(waiting)
+            if self._leader is waiting:
+                self._pass_on()
+        if self._dropped:
+            self._heed_dropped()
+
+    # What is done for files and blobs.
+
+    def prepare(self, waiting: Waiting) -> None:
+        """Encode the arguments of a call for this server, once it has said what it takes, if that matters for them.
+
+        Raises:
+            UsageError: they cannot travel, or not to this server.
+            DeadlineExceeded: it did not say so in time.
+        """
+        values = waiting.values
+        while self.takes_calls:
+            was_greeted = self.is_greeted
             try:
-                if self._calls.pop(waiting.call_id, None) is not None and not self._is_over:
-                    self._protocol.send_cancel(waiting.call_id)
-                    self._flush()
-                elif waiting in self._held_back:
-                    self._held_back.remove(waiting)
-                if self._leader is waiting:
-                    self._pass_on()
-            except BaseException:
-                self._end(_TORN)
-                raise
+                encoded = self.attachments.encode(values, values.values() if isinstance(values, dict) else values)
+                if isinstance(encoded, bytes):
+                    waiting.arguments = encoded
+                    return
+                if was_greeted or not encoded.missing:
+                    waiting.arguments, waiting.encoded = encoded.payload, encoded
+                    return
+            except CannotEncode as error:
+                if was_greeted or not isinstance(error, FilesNotTaken):
+                    raise UsageError(f"{waiting.method}: an argument cannot travel: {error}") from error
+            self._wait_for_greeting(waiting)
+
+    def ask_for_greeting(self) -> None:
+        """Have the server say something, as it need not before it has to."""
+        with self._lock:
+            if not self._has_asked and not self._is_over:
+                self._has_asked = True
+                self._protocol.send_ping(0)
+                self._flush()
+
+    def _wait_for_greeting(self, waiting: Waiting) -> None:
+        self.ask_for_greeting()
+        self._asking.append(waiting)
+        waiting.wants_room = True
+        try:
+            while True:
+                waiting.has_news = False
+                if self.is_greeted or not self.takes_calls:
+                    return
+                self.wait_for_news(waiting)
+        finally:
+            waiting.wants_room = waiting.has_news = False
+            self._asking.remove(waiting)
+
+    def wait_for_memory(self, seconds: float) -> None:
+        """Take in what comes within so many seconds, as the server may release some of what it was sent."""
+        nobody = Waiting("", b"", b"", Deadline(None))
+        self.wait_for_news(nobody, Until(seconds, time.monotonic() + seconds))
+
+    # What is done for streams.
+
+    def encode_item(self, waiting: Waiting, value: Any) -> bytes | Encoded:
+        """Encode an item that is to be sent.
+
+        Raises:
+            UsageError: it cannot travel, or not to this server.
+        """
+        try:
+            return self.attachments.encode(value, (value,))
+        except CannotEncode as error:
+            raise UsageError(f"{waiting.method}: an item cannot travel: {error}") from error
+
+    def send_item(self, waiting: Waiting, item: bytes | Encoded) -> None:
+        """Send an item for which there was room; it goes nowhere if the call has ended meanwhile.
+
+        Raises:
+            MessageTooLarge: nothing was sent.
+        """
+        with self._lock:
+            if waiting.call_id in self._calls:
+                self._write_item(waiting, item)
+                self._flush()
+        if self._dropped:
+            self._heed_dropped()
+
+    def _write_item(self, waiting: Waiting, item: bytes | Encoded) -> None:
+        if isinstance(item, bytes):
+            self._protocol.send_item(waiting.call_id, item)
+            return
+        self.attachments.ship(item)
+        try:
+            self._protocol.send_item(waiting.call_id, item.payload, item.descriptors)
+        except BaseException:
+            self.attachments.unship(item)
+            raise
+
+    def send_end(self, waiting: Waiting) -> None:
+        """Say that all items of a call were sent, unless it has ended."""
+        with self._lock:
+            if waiting.call_id in self._calls:
+                self._protocol.send_end(waiting.call_id)
+                self._flush()
+        if self._dropped:
+            self._heed_dropped()
+
+    def return_credit(self, waiting: Waiting, items: int, byte_count: int) -> None:
+        """Let the server send as much more of a stream, unless that has ended."""
+        with self._lock:
+            if waiting.call_id in self._calls:
+                self._protocol.send_credit(waiting.call_id, items, byte_count)
+                self._flush()
+        if self._dropped:
+            self._heed_dropped()
 
     def close(self, why: str) -> None:
         """End the connection, and wake everybody; from any thread or signal handler."""
@@ -381,207 +479,20 @@ class Link:
         self.takes_calls = False
         self._is_over = True
         self.why = self.why or _FORKED
-        for waiting in chain(self._calls.values(), self._held_back):  # begun by `map`, which goes on in both
-            waiting.answer = Outcome.UNKNOWN  # those that did not go out as well, as the parent sends them
+        for waiting in chain(self._calls.values(), self._held_back):  # begun by `map`, or streams, that go on in both
+            if waiting.items is not None:
+                waiting.items.clear()
+            waiting.wake = None
+            waiting.finish(Outcome.UNKNOWN)  # those that did not go out as well, as the parent sends them
+        self.attachments.forget()
+        while self._arrived:
+            self.attachments.drop(self._arrived.pop())
         self._connection.close()
-
-    # What is done with the lock held.
-
-    def _submit(self, waiting: Waiting, left: float) -> None:
-        """Write a call, or hold it back."""
-        try:
-            if not self.takes_calls:
-                waiting.answer = Outcome.UNSENT
-            elif self._held_back or self._outbox.queue:
-                self._held_back.append(waiting)
-                self._push()
-            else:
-                self._write(waiting, left)
-        except LocalProtocolError:
-            if not self._is_full:
-                raise
-            self._held_back.append(waiting)
-        except MessageTooLarge as error:
-            raise _named(waiting, error) from None
-        except BaseException:
-            self._end(_TORN)
-            raise
-
-    @property
-    def _is_full(self) -> bool:
-        """Whether the server takes no more calls at this time; one that takes none at all is not waited for."""
-        return 0 < self._protocol.peer_calls_max <= self._protocol.calls_made
-
-    def _write(self, waiting: Waiting, left: float) -> None:
-        """Write a call, and send what the kernel takes."""
-        waiting.begins = self._outbox.written
-        milliseconds = milliseconds_of(left)
-        if waiting.is_answered:
-            waiting.call_id = call_id = self._protocol.send_call(
-                waiting.method, waiting.arguments, milliseconds, context=waiting.context
-            )
-            self._calls[call_id] = waiting
-            self._flush()
-            return
-        self._protocol.send_notification(waiting.method, waiting.arguments, milliseconds, context=waiting.context)
-        if self._flush():
-            self._tell(waiting, Outcome.SENT)
-        elif not self.takes_calls:
-            self._tell(waiting, Outcome.UNSENT)
-        else:
-            waiting.ends = self._outbox.written
-            self._notifications.append(waiting)
-
-    def _flush(self) -> bool:
-        """Send what the protocol has written; whether all is with the kernel."""
-        try:
-            return self._outbox.send(self._protocol.data_to_send())
-        except OSError:
-            self._cannot_send()
-            return False
-
-    def _push(self) -> None:
-        """Send what is queued, and write what was held back as far as there is room for it."""
-        try:
-            self._outbox.push()
-        except OSError:
-            self._cannot_send()
-        while self._notifications and self._notifications[0].ends <= self._outbox.sent:
-            self._tell(self._notifications.popleft(), Outcome.SENT)
-        for waiting in list(self._held_back):
-            if not self.takes_calls or self._outbox.pending > limits.OUTPUT_BYTES_MAX:
-                return
-            if waiting.is_answered and self._is_full:
-                continue
-            left = waiting.deadline.left()
-            if left == 0:
-                continue
-            self._held_back.remove(waiting)
-            try:
-                self._write(waiting, left)
-            except MessageTooLarge as error:
-                self._tell(waiting, _named(waiting, error))
-            except LocalProtocolError as error:
-                self._tell(waiting, error)
-
-    def _digest(self) -> None:
-        """Take in what has arrived, and send what there is to send."""
-        try:
-            while self._arrived:
-                data, found = self._arrived.pop(), 0
-                if isinstance(data, tuple):
-                    data, _, found, _ = data
-                if self._is_over:
-                    return
-                if found & _CUT_SHORT:
-                    events = self._protocol.fail(codes.UNEXPECTED_DESCRIPTORS, "files came, and no call has any to get")
-                elif data:
-                    events = self._protocol.receive_data(data)
-                else:
-                    self._protocol.receive_eof()
-                    self._end(self.why or closed_by_server(self.is_greeted))  # in the middle of a frame or not
-                    return
-                for event in events:
-                    if type(event) is Reply or type(event) is Failure:
-                        answered = self._calls.pop(event.call_id, None)
-                        if answered is not None:
-                            self._tell(answered, event)
-                    else:
-                        self._heed(event)
-            if not self._is_over:
-                is_all_out = self._flush()
-                if not is_all_out or self._held_back or self._notifications:
-                    self._push()
-        except BaseException:
-            self._end(_TORN)
-            raise
-
-    def _heed(self, event: Event) -> None:
-        """Do what an event wants that is no answer."""
-        if isinstance(event, GoingAway):
-            self.why = f"the server is going away ({event.code}{event.message and ': '}{event.message})"
-            self.takes_calls = False
-            for call_id in event.unsent:
-                self._tell(self._calls.pop(call_id), Outcome.UNSENT)
-            while self._held_back:
-                self._tell(self._held_back.popleft(), Outcome.UNSENT)
-        elif isinstance(event, Failed):
-            self._flush()
-            self.fault = event.error
-            if event.error.code == codes.VERSION_REFUSED:  # the server has looked at nothing else
-                self._end(str(event.error), Outcome.UNSENT)
-            else:
-                self._end(f"the server broke the protocol ({event.error})")
-
-    def _tell(self, waiting: Waiting, answer: Reply | Failure | Outcome | Error) -> None:
-        waiting.answer = answer
-        self._wake(waiting)
-
-    def _wake(self, waiting: Waiting) -> None:
-        """Wake a thread, if it sleeps and nobody has woken it yet."""
-        if waiting.wake is not None and waiting.wake.locked():
-            waiting.wake.release()
-
-    def _pass_on(self) -> None:
-        """Give the lead to another thread that sleeps; those that push output see by themselves that nobody leads."""
-        self._leader = None
-        if self._is_over:
-            self._connection.close()
-        elif not self.takes_calls and not self._calls:
-            self._end(self.why)
-        elif self._calls or self._held_back:
-            for other in [*self._calls.values(), *self._held_back]:  # at once, as a signal handler may close the client
-                if other.wake is not None:
-                    self._leader = other
-                    self._wake(other)
-                    break
-
-    def _cannot_send(self) -> None:
-        """Nothing more can be sent; what the server has sent until now can still be read."""
-        self.takes_calls = False
-        self.why = self.why or closed_by_server(self.is_greeted)
-        self._outbox.queue.clear()
-        for call_id, waiting in list(self._calls.items()):
-            if waiting.begins >= self._outbox.sent:
-                del self._calls[call_id]
-                self._tell(waiting, Outcome.UNSENT)
-        for waiting in chain(self._held_back, self._notifications):
-            self._tell(waiting, Outcome.UNSENT)
-        self._held_back.clear()
-        self._notifications.clear()
-        if not self._calls and self._leader is None:
-            self._end(self.why)
-
-    def _end(self, why: str, outcome: Outcome = Outcome.UNKNOWN) -> None:
-        """The connection is over, for everybody.
-
-        Args:
-            outcome: of the calls that went out.
-        """
-        if self._is_over:
-            return
-        self.why = why
-        self.takes_calls = False
-        self._is_over = True
-        for waiting in list(self._calls.values()):
-            self._tell(waiting, Outcome.UNSENT if waiting.begins >= self._outbox.sent else outcome)
-        for waiting in chain(self._held_back, self._notifications):
-            self._tell(waiting, Outcome.UNSENT)
-        self._calls.clear()
-        self._held_back.clear()
-        self._notifications.clear()
-        self._outbox.queue.clear()
-        self._connection.shutdown()
-        if self._leader is None:
-            self._connection.close()
 
     def _too_late(self, waiting: Waiting) -> Error:
         seconds = waiting.deadline.timeout or 0.0
+        if waiting.items is not None:
+            return too_late(waiting.method, self._connection.address, seconds, "no end")
         if waiting.is_answered:
             return too_late(waiting.method, self._connection.address, seconds)
         return DeadlineExceeded(f"{waiting.method} on {self._connection.address}: not sent within {seconds:g} s")
-
-
-def _named(waiting: Waiting, error: MessageTooLarge) -> MessageTooLarge:
-    """The error of a call that cannot be sent, with the name of its method."""
-    return MessageTooLarge(f"{waiting.method}: {error}")

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import socket
+import time
 from collections import deque
-from itertools import islice
 from typing import TYPE_CHECKING
+
+from samehost import limits
+from samehost.errors import ReceiverFull
+from samehost.kernel.outgoing import next_message, refused_for, remove_sent
 
 if TYPE_CHECKING:
     from samehost.protocol import Chunk
@@ -24,15 +29,18 @@ class Outbox:
     out is never said not to have.
 
     Attributes:
-        queue: what is still to be sent.
+        queue: what is still to be sent. A chunk keeps its descriptors until the kernel has taken its first byte.
         written: how many bytes it was ever given.
         sent: how many of these the kernel has taken.
+        refused_since: when the kernel began to refuse files, by the monotonic clock; None unless it does. As there may
+            be room all the while, try again after a pause then, rather than when the socket says that it has some.
     """
 
     def __init__(self, connected: socket.socket) -> None:
-        self.queue: deque[memoryview] = deque()
+        self.queue: deque[Chunk] = deque()
         self.written = 0
         self.sent = 0
+        self.refused_since: float | None = None
         self._send = connected.send
         self._sendmsg = connected.sendmsg
 
@@ -42,17 +50,17 @@ class Outbox:
         return self.written - self.sent
 
     def send(self, chunks: list[Chunk]) -> bool:
-        """Send what the kernel takes, and keep the rest; whether nothing is left. Chunks have no descriptors.
+        """Send what the kernel takes, and keep the rest; whether nothing is left.
 
         Raises:
             OSError: nothing can be sent any more.
+            ReceiverFull: files were refused for too long.
         """
         if len(chunks) != 1 or self.queue:
-            for data, _ in chunks:
-                self.queue.append(memoryview(data))
-                self.written += len(data)
-            return self.push()
-        data = chunks[0][0]
+            return self._add(chunks)
+        data, descriptors = chunks[0]
+        if descriptors:
+            return self._add(chunks)
         before, sent = self.sent, 0
         self.sent = self.written = before + len(data)
         try:
@@ -63,23 +71,41 @@ class Outbox:
             self.sent = before + sent
         if sent == len(data):
             return True
-        self.queue.append(memoryview(data)[sent:])
+        self.queue.append((memoryview(data)[sent:], ()))
         return False
+
+    def _add(self, chunks: list[Chunk]) -> bool:
+        for chunk in chunks:
+            self.queue.append(chunk)
+            self.written += len(chunk[0])
+        return self.push()
 
     def push(self) -> bool:
         """Send what the kernel takes now; whether nothing is left. Raises as `send`."""
         queue = self.queue
         while queue:
+            pieces, control = next_message(queue, _PIECES_MAX)
             before, sent = self.sent, 0
             self.sent = self.written
             try:
-                sent = self._sendmsg(list(islice(queue, _PIECES_MAX)), (), _FLAGS)
+                sent = self._sendmsg(pieces, control, _FLAGS)
             except BlockingIOError:
+                self.refused_since = None
+                return False
+            except OSError as error:
+                if error.errno != errno.ETOOMANYREFS:
+                    raise
+                self._note_refusal(error)
                 return False
             finally:
                 self.sent = before + sent
-            while queue and sent >= len(queue[0]):
-                sent -= len(queue.popleft())
-            if sent:
-                queue[0] = queue[0][sent:]
+            self.refused_since = None
+            remove_sent(queue, sent)
         return True
+
+    def _note_refusal(self, error: OSError) -> None:
+        now = time.monotonic()
+        if self.refused_since is None:
+            self.refused_since = now
+        elif now - self.refused_since >= limits.OUTPUT_STALL_SECONDS:
+            raise ReceiverFull(refused_for(limits.OUTPUT_STALL_SECONDS)) from error

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 from samehost import limits
-from samehost.errors import PolicyError
+from samehost.errors import PolicyError, UsageError
 from samehost.peer import ANYONE, Policy, allow
 
 _BYTES_MAX = 1 << 30
@@ -167,3 +167,17 @@ class AddPolicy(argparse.Action):
         assert isinstance(values, Policy)
         so_far = getattr(namespace, self.dest)
         setattr(namespace, self.dest, values if so_far is None else so_far | values)
+
+
+def open_file(path: str) -> BinaryIO:
+    """Open it without waiting for anybody, such as the writer of a fifo; reading it waits, as one expects.
+
+    Raises:
+        UsageError: it cannot be opened.
+    """
+    try:
+        file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot open {path}: {getattr(error, 'strerror', None) or error}") from error
+    os.set_blocking(file.fileno(), True)
+    return file

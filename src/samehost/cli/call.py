@@ -1,4 +1,4 @@
-"""`samehost call`: one call. Reads the arguments as the method declares them, and prints the result.
+"""`samehost call`: one call. Sends the arguments as the method declares them, and prints what it answers.
 
 Imports nothing that a call does not need, because a shell script may make thousands of them.
 """
@@ -7,17 +7,16 @@ Imports nothing that a call does not need, because a shell script may make thous
 
 from __future__ import annotations
 
-import re
 import sys
-from datetime import datetime
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-import msgspec
+from contextlib import ExitStack, suppress
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Self
 
 from samehost.blocking.client import Client, connect
-from samehost.cli.arguments import MixedParser, add_client_options, new_parser
-from samehost.cli.results import error_as_json, print_json, print_text
-from samehost.cli.values import Values
+from samehost.blocking.stream import Stream
+from samehost.cli import words
+from samehost.cli.arguments import MixedParser, add_client_options, new_parser, positive
+from samehost.cli.results import as_text, error_as_json, print_item, print_json, print_result
 from samehost.errors import CallError, Error, MethodNotFound, UsageError
 from samehost.service.calling import CLIENTS_TIMEOUT
 from samehost.service.remote import RemoteMethod
@@ -25,11 +24,13 @@ from samehost.service.remote import RemoteMethod
 if TYPE_CHECKING:
     import argparse
 
+    from samehost.cli.progress import Bar, Lines
+    from samehost.cli.words import Given
+    from samehost.service.call import Progress
     from samehost.service.description import Description
-    from samehost.service.schema import Schema
 
 DESCRIPTION = """\
-Call METHOD and print its result. Each ARGUMENT is one of
+Call METHOD and print its result; if it streams, a line for each item as it comes. Each ARGUMENT is one of
 
   name=TEXT     a text; where the method declares another type, JSON of that type, as in count=3
   name:=JSON    JSON, whatever the method declares
@@ -37,30 +38,39 @@ Call METHOD and print its result. Each ARGUMENT is one of
   name=-        standard input, likewise; name:=-
   -             all arguments, as a JSON object, or by position as an array, from standard input
 
-A text or time is printed as it is, bytes are written as they are unless to a terminal, and all others as JSON."""
+Where the method takes a file, it gets the file itself. Where it takes a stream, name=@FILE, name=- and - are an item
+for each line, read as the method takes them; for bytes, an item for each piece.
 
-_ARGUMENT = re.compile(r"(?P<name>[^=]*?)(?P<colon>:?)=(?P<value>.*)", re.DOTALL)
+A text or time is printed as it is, bytes are written as they are unless to a terminal, and all others as JSON."""
 
 
 def parser() -> argparse.ArgumentParser:
     """The arguments of `samehost call`."""
     parser = new_parser("call", DESCRIPTION, MixedParser)
-    parser.add_argument("method", metavar="METHOD", help="a method's name, as samehost describe lists them")
+    parser.add_argument("method", metavar="METHOD", help="a method's or topic's name, as samehost describe lists them")
     parser.add_argument("arguments", metavar="ARGUMENT", nargs="*", help="name=text, name:=json, or -")
     add_client_options(parser)
+    parser.add_argument("--count", type=positive, metavar="N", help="end a stream after N items")
     parser.add_argument("--notify", action="store_true", help="want no answer, and do not wait for one")
     parser.add_argument("--json", action="store_true", help="print the result, or the error, as JSON whatever it is")
+    parser.add_argument(
+        "--progress", action="store_true", help="tell how far the call has come, also where there is no terminal"
+    )
     return parser
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Call and print; 0, or 1 when the method says no. Raises the errors of `Client.call`, but CallError."""
-    typed = _read(arguments.arguments)
+    typed = words.read(arguments.arguments)
     try:
-        with connect(
-            arguments.address, wait=arguments.wait, timeout=arguments.timeout, trust=arguments.trust
-        ) as client:
-            result = _call(client, arguments.method, typed, is_notification=arguments.notify)
+        with (
+            ExitStack() as opened,
+            connect(arguments.address, wait=arguments.wait, timeout=arguments.timeout, trust=arguments.trust) as client,
+        ):
+            given = words.given(typed, _described(client), arguments.method, opened) if typed else words.Given()
+            _call(client, arguments, given)
+    except RecursionError as error:
+        raise UsageError("an argument is nested too deep") from error
     except Error as error:
         if arguments.json and not isinstance(error, UsageError):
             print_json(error_as_json(error))
@@ -70,87 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
 
         print(f"samehost: {printable(str(error))} ({printable(error.code)})", file=sys.stderr)
         return 1
-    if not arguments.notify:
-        _print(result, as_json=arguments.json)
     return 0
-
-
-class _Argument(NamedTuple):
-    """One argument as it was typed.
-
-    Attributes:
-        name: empty for all arguments at once.
-        content: a text, or what a file or standard input has.
-    """
-
-    name: str
-    content: str | bytes
-    is_json: bool
-
-
-def _read(words: list[str]) -> list[_Argument]:
-    """What was typed, with files and standard input read.
-
-    Raises:
-        UsageError: it cannot be.
-    """
-    found: dict[str, _Argument] = {}
-    for word in words:
-        match = _ARGUMENT.fullmatch("=-" if word == "-" else word)
-        if match is None or (not match["name"] and word != "-"):
-            raise UsageError(f"{word!r} is not an argument: write name=text, name:=json, or - for standard input")
-        if match["name"] in found:
-            raise UsageError(f"{match['name']} is given twice")
-        is_json = bool(match["colon"]) or word == "-"
-        found[match["name"]] = _Argument(match["name"], _content(match["value"]), is_json)
-    if "" in found and len(found) > 1:
-        raise UsageError("- is all of the arguments, and so the only one; for one of them write name=-")
-    if words.count("-") + sum(word.endswith("=-") for word in words) > 1:
-        raise UsageError("standard input can be one argument only")
-    return list(found.values())
-
-
-def _content(value: str) -> str | bytes:
-    if value == "-":
-        return sys.stdin.buffer.read()
-    if not value.startswith("@"):
-        return value
-    try:
-        with open(value[1:], "rb") as file:
-            return file.read()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UsageError(
-            f"cannot read {value[1:]}: {reason}; for text that begins with @, write name:='\"@…\"'"
-        ) from error
-
-
-def _call(client: Client, method: str, typed: list[_Argument], *, is_notification: bool) -> Any:
-    try:
-        positional, by_name = _arguments(client, method, typed) if typed else ((), {})
-    except RecursionError as error:
-        raise UsageError("an argument is nested too deep") from error
-    remote = RemoteMethod(method)
-    if not is_notification:
-        return client._call(remote, positional, by_name)
-    waiting = client._waiting(remote, positional, by_name, CLIENTS_TIMEOUT)
-    waiting.is_answered = False
-    return client._exchange(remote, waiting)
-
-
-def _arguments(client: Client, method: str, typed: list[_Argument]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """What to send, by position and by name."""
-    names, schemas, values = _declared(_described(client), method)
-    if typed[0].name:
-        return (), {one.name: _value(one, schemas.get(one.name, {}), values) for one in typed}
-    everything = _json(typed[0])
-    if isinstance(everything, dict):
-        return (), {name: values.from_json(one, schemas.get(name)) for name, one in everything.items()}
-    if not isinstance(everything, list):
-        raise UsageError("standard input is neither a JSON object nor an array")
-    kinds = [schemas[name] for name in names[: len(everything)]]
-    kinds += [{}] * (len(everything) - len(kinds))
-    return tuple(values.from_json(one, kind) for one, kind in zip(everything, kinds, strict=True)), {}
 
 
 def _described(client: Client) -> Description | None:
@@ -161,44 +91,81 @@ def _described(client: Client) -> Description | None:
         return None
 
 
-def _declared(description: Description | None, method: str) -> tuple[list[str], dict[str, Schema], Values]:
-    """The names of a method's arguments in their order, their schemas, and how to read values of those."""
-    if description is None or method not in description.methods:
-        return [], {}, Values({})
-    parameters = description.methods[method].parameters
-    schemas = {parameter.name: parameter.schema for parameter in parameters}
-    return [one.name for one in parameters if not one.keyword_only], schemas, Values(description.definitions)
+def _call(client: Client, arguments: argparse.Namespace, given: Given) -> None:
+    remote = RemoteMethod(arguments.method)
+    if given.source is not None:
+        given.source.watch = lambda: client._link._connection.socket if client._link is not None else None
+    waiting = client._waiting(remote, given.positional, given.by_name, CLIENTS_TIMEOUT)
+    if arguments.notify:
+        waiting.is_answered = False
+        client._make_plain(waiting)
+        client._exchange(remote, waiting)
+        return
+    with _Reports(wants_lines=arguments.progress) as reports:
+        waiting.listener = reports
+        result = client._answered(remote, CLIENTS_TIMEOUT, *client._exchange(remote, waiting))
+        if isinstance(result, Stream):
+            _print_items(result, arguments, reports)
+            return
+    print_result(result, as_json=arguments.json)
 
 
-def _value(argument: _Argument, schema: Schema, values: Values) -> Any:
-    if argument.is_json:
-        return values.from_json(_json(argument), schema)
-    if isinstance(argument.content, str):
-        return values.from_text(argument.content, schema)
-    if values.is_bytes(schema):
-        return argument.content
-    try:
-        return values.from_text(argument.content.decode(), schema)
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{argument.name} is not text in UTF-8, and its method does not declare bytes") from error
+def _print_items(stream: Stream[Any], arguments: argparse.Namespace, reports: _Reports) -> None:
+    """Print items as they come, and the value at the end, which is none of them, on standard error."""
+    shares_terminal = sys.stdout.isatty()
+    with stream:
+        for item in islice(stream, arguments.count):
+            if shares_terminal:
+                reports.make_room()
+            print_item(item, as_json=arguments.json)
+        reports.make_room()
+        if stream.result is not None:
+            _tell(f"{arguments.method} ended with {as_text(stream.result)}")
 
 
-def _json(argument: _Argument) -> Any:
-    try:
-        return msgspec.json.decode(argument.content)
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        what = argument.name or "standard input"
-        raise UsageError(f"{what} is not JSON: {str(error) or 'it is nested too deep'}") from error
+class _Reports:
+    """What the method tells on its way: how far it has come, and how many items of a topic were dropped."""
+
+    def __init__(self, *, wants_lines: bool) -> None:
+        self._wants_lines = wants_lines
+        self._is_watched = wants_lines or sys.stderr.isatty()
+        self._shown: Bar | Lines | None = None
+        self._dropped = 0
+
+    def __call__(self, progress: Progress) -> None:
+        """Show it, if somebody looks."""
+        if self._is_watched:
+            from samehost.cli.progress import reporter
+
+            self._shown = self._shown or reporter(wants_lines=self._wants_lines)
+            if self._shown is not None:
+                self._shown(progress)
+        if progress.dropped > self._dropped:
+            self._dropped = progress.dropped
+            if self._is_watched:
+                self.make_room()
+                self._tell_dropped()
+
+    def make_room(self) -> None:
+        """Let something else be printed."""
+        if self._shown is not None:
+            self._shown.hide()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._shown is not None:
+            self._shown.close()
+        if self._dropped and not self._is_watched:
+            self._tell_dropped()
+
+    def _tell_dropped(self) -> None:
+        _tell(f"{self._dropped} item{'s were' if self._dropped > 1 else ' was'} dropped, as this end is too slow")
 
 
-def _print(result: Any, *, as_json: bool) -> None:
-    if as_json:
-        print_json(result)
-    elif isinstance(result, str):
-        print_text(result)
-    elif isinstance(result, datetime):  # the one text that has a type of its own in frames
-        print_text(msgspec.json.encode(result).decode().strip('"'))
-    elif isinstance(result, bytes) and not sys.stdout.isatty():
-        sys.stdout.buffer.write(result)
-    elif result is not None:
-        print_json(result)
+def _tell(text: str) -> None:
+    from samehost.kernel.owners import printable
+
+    with suppress(OSError):  # nobody reads that any more, and the call goes on
+        print(f"samehost: {printable(text)}", file=sys.stderr, flush=True)

@@ -102,8 +102,10 @@ def _of_services(name: str, given: list[str], current: str) -> Iterable[str]:
     if name == "describe" or given[1] not in description.methods:
         return ()
     there = {word.partition("=")[0].removesuffix(":") for word in given[2:]}
-    parameters = description.methods[given[1]].parameters
-    return [f"{parameter.name}=" for parameter in parameters if parameter.name not in there]
+    method = description.methods[given[1]]
+    names = [parameter.name for parameter in method.parameters]
+    names += [method.stream_parameter] if method.stream_parameter else []
+    return [f"{name}=" for name in names if name not in there]
 
 
 def _describe(address: str) -> Description | None:

@@ -10,7 +10,7 @@ from samehost.cli.arguments import add_client_options, new_parser
 from samehost.cli.results import print_json
 from samehost.errors import MethodNotFound
 from samehost.kernel.owners import printable
-from samehost.service.description import limits_of
+from samehost.service.description import limits_of, rules_of
 from samehost.service.schema import used_by
 from samehost.service.stub import notation
 
@@ -59,8 +59,7 @@ def _keep_only(description: Description, method: str) -> None:
         raise MethodNotFound(f"the service {description.service} has no such method; it has {there}", method=method)
     described = description.methods[method]
     description.methods = {method: described}
-    schemas = [described.result, *(parameter.schema for parameter in described.parameters)]
-    description.definitions = used_by(schemas, description.definitions)
+    description.definitions = used_by(described.schemas(), description.definitions)
 
 
 def _about(description: Description, address: str) -> Iterator[_Line]:
@@ -83,6 +82,7 @@ def _methods(description: Description, signatures: dict[str, str]) -> Iterator[_
 def _policy(method: MethodDescription) -> str:
     """What a caller should know beside the signature."""
     parts = [
+        f"topic, {rules_of(method.topic)}" if method.topic else "",
         "idempotent" if method.idempotent else "",
         f"at most {method.timeout:g} s" if method.timeout else "",
         *limits_of(method),

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, BinaryIO
 from samehost import limits
 from samehost.blocking.dial import dial
 from samehost.blocking.waiting import READ, WRITE, wait_for
-from samehost.cli.arguments import AddPolicy, add_type, new_parser, policy, seconds
-from samehost.errors import ConnectionClosed, DeadlineExceeded, UsageError
+from samehost.cli.arguments import AddPolicy, add_type, new_parser, open_file, policy, seconds
+from samehost.errors import ConnectionClosed, DeadlineExceeded
 from samehost.kernel.deadline import Deadline
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> int:
     """Send and print. Raises the errors of `samehost.dial` and of its connection."""
     with ExitStack() as opened:
-        files = [opened.enter_context(_open(path)) for path in arguments.file]
+        files = [opened.enter_context(open_file(path)) for path in arguments.file]
         data = sys.stdin.buffer.read() if arguments.text == "-" else os.fsencode(arguments.text)
         deadline = Deadline(arguments.wait + arguments.timeout)
         connection = opened.enter_context(
@@ -164,13 +164,3 @@ def _receive(connection: Connection, deadline: Deadline, reply: _Reply) -> None:
         reply.print(piece)
         if not piece or connection.type != "stream":
             return
-
-
-def _open(path: str) -> BinaryIO:
-    """Open it without waiting for anybody, such as the writer of a fifo; reading it waits, as one expects."""
-    try:
-        file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
-    except OSError as error:
-        raise UsageError(f"cannot open {path}: {error.strerror}") from error
-    os.set_blocking(file.fileno(), True)
-    return file

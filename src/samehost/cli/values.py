@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from samehost.service.schema import reference
+from samehost.service.schema import BESIDE, reference
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,8 +54,25 @@ class Values:
         return text if isinstance(value, str) else self.from_json(value, schema)
 
     def is_bytes(self, schema: Schema) -> bool:
-        """Whether the schema is that of bytes."""
-        return any(option.get("contentEncoding") == "base64" for option in self._options(schema))
+        """Whether the schema is that of bytes, or of a blob, which bytes are as good as."""
+        return any(
+            option.get("contentEncoding") == "base64" or option.get(BESIDE) == "blob"
+            for option in self._options(schema)
+        )
+
+    def beside(self, schema: Schema) -> str:
+        """What the schema says that travels beside the bytes: "array", or the kind of a file; empty for all else."""
+        found = next((option[BESIDE] for option in self._options(schema) if BESIDE in option), "")
+        return found if isinstance(found, str) and found != "blob" else ""
+
+    def takes_text(self, schema: Schema) -> bool:
+        """Whether there are texts of this schema; otherwise a text can only be JSON of it."""
+        return any(
+            not option
+            or option.get("type") == "string"
+            or any(isinstance(one, str) for one in (*_choices(option), option.get("const")))
+            for option in self._options(schema)
+        )
 
     def from_json(self, value: Any, schema: object) -> Any:
         """The value that JSON of this schema stands for: base64 as bytes, and keys that are numbers as numbers."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import socket
 import warnings
-from typing import IO, TYPE_CHECKING, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol, Self
 
 from samehost import limits
 from samehost.errors import MessageTooLarge, UsageError
@@ -93,6 +95,43 @@ class File(Closable):
 
     def __repr__(self) -> str:
         return f"<File {'closed' if self.closed else self._descriptor}>"
+
+
+class Descriptor:
+    """A descriptor of our own for something that is to be sent: closed, without a word, when it is dropped.
+
+    Output may wait for its turn. What waits is not the sender's number, which may be closed and used anew meanwhile.
+    """
+
+    __slots__ = ("_descriptor",)
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    @classmethod
+    def of(cls, file: HasFileno | int) -> Self:
+        """One for the same open file, which stays the caller's.
+
+        Raises:
+            UsageError: it is not open.
+            OSError: no more descriptors can be had.
+        """
+        (descriptor,) = descriptors_of([file])
+        try:
+            return cls(fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 0))
+        except OSError as error:
+            if error.errno == errno.EBADF:
+                raise UsageError(f"{file!r} is not open") from error
+            raise
+
+    def fileno(self) -> int:
+        """The descriptor."""
+        return self._descriptor
+
+    def __del__(self) -> None:
+        descriptor, self._descriptor = getattr(self, "_descriptor", -1), -1
+        if descriptor >= 0:
+            os.close(descriptor)
 
 
 def descriptors_of(files: Sequence[HasFileno | int]) -> list[int]:

@@ -27,7 +27,7 @@ from samehost.kernel.credentials import CREDENTIALS_BYTES, peer_of_message
 from samehost.kernel.files import File
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from samehost.peer import Peer
 
@@ -145,7 +145,7 @@ def receive(
         raise _receiving_failed(error) from error
     if not control and not found & _CUT_SHORT:
         return data, []
-    files, _ = _take_control(control, found, size, files_max)
+    files, _ = take_control(control, found, size, files_max)
     return data, files
 
 
@@ -173,7 +173,7 @@ def receive_datagram(bound: socket.socket, size: int, files_max: int) -> Message
         raise
     except OSError as error:
         raise _receiving_failed(error) from error
-    files, peer = _take_control(control, found, size, files_max)
+    files, peer = take_control(control, found, size, files_max)
     return Message(data, files, peer, sender or b"")
 
 
@@ -183,7 +183,7 @@ def _receiving_failed(error: OSError) -> OSError:
     return error
 
 
-def _take_control(
+def take_control(
     control: list[tuple[int, int, bytes]], found: int, size: int, files_max: int
 ) -> tuple[list[File], Peer | None]:
     """Give every descriptor an owner before anything else, then see whether the message is allowed."""
@@ -208,7 +208,7 @@ def _take_control(
     return files, peer
 
 
-def close_all(files: list[File]) -> None:
+def close_all(files: Iterable[File]) -> None:
     """Close files that nobody will get."""
     for file in files:
         file.close()

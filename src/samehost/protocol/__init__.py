@@ -10,13 +10,17 @@ from samehost.protocol.connection import Connection
 from samehost.protocol.doors import accept, connect, connect_lines
 from samehost.protocol.events import Descriptors, Event, Payload
 from samehost.protocol.output import Chunk
+from samehost.protocol.preface import ARENAS, FILES, SEALED
 from samehost.protocol.settings import Limits
 from samehost.protocol.states import BOTH_STREAMS, ITEMS_FOLLOW, ITEMS_WANTED
 
 __all__ = [
+    "ARENAS",
     "BOTH_STREAMS",
+    "FILES",
     "ITEMS_FOLLOW",
     "ITEMS_WANTED",
+    "SEALED",
     "Chunk",
     "Connection",
     "Descriptors",

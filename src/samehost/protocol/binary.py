@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, ClassVar
 from samehost import limits as bounds
 from samehost.errors import LocalProtocolError, MessageTooLarge, RemoteProtocolError
 from samehost.protocol import codes, frames, preface
+from samehost.protocol.arenas import SharingConnection
 from samehost.protocol.book import ID_MAX
-from samehost.protocol.connection import MILLISECONDS_BITS, Connection, cut
+from samehost.protocol.connection import MILLISECONDS_BITS, cut
 from samehost.protocol.events import Call, Descriptors, Failure, Notification, Payload, Pong, Reply
 from samehost.protocol.states import (
     BOTH_STREAMS,
@@ -28,6 +29,7 @@ from samehost.protocol.states import (
     GREETING,
     HAS_CONTEXT,
     ITEM,
+    ITEMS_WANTED,
     NOTE,
     NOTIFY,
     OPEN,
@@ -47,12 +49,12 @@ _HEADER_BYTES = frames.HEADER_BYTES
 _CALL_HEAD_BYTES = frames.CALL_HEAD.size
 _CALL_FRAME_BYTES = frames.CALL_FRAME.size
 _JOIN_BYTES_MAX = bounds.JOIN_BYTES_MAX
-_UNARY = FIRST_STATES[0]
+_WITHOUT_ITEMS = (FIRST_STATES[0], FIRST_STATES[ITEMS_WANTED])
 _pack_header, _unpack_header = frames.HEADER.pack, frames.HEADER.unpack_from
 _pack_call, _unpack_call = frames.HEADER_AND_TIME.pack, frames.CALL_FRAME.unpack_from
 
 
-class BinaryConnection(Connection):
+class BinaryConnection(SharingConnection):
     """One end of a connection that speaks frames."""
 
     codec: ClassVar[str] = "msgpack"
@@ -60,7 +62,7 @@ class BinaryConnection(Connection):
     def __init__(
         self, is_client: bool, limits: Limits, *, features: int = 0, versions: tuple[int, ...] = preface.VERSIONS
     ) -> None:
-        super().__init__(is_client, limits)
+        super().__init__(is_client, limits, features)
         self._versions = versions
         self._greeting = preface.Preface(versions[0], versions, features, limits.payload_bytes_max, limits.calls_max)
         self._lengths = frames.length_ranges(limits)
@@ -186,15 +188,16 @@ class BinaryConnection(Connection):
             or flags
             or count
             or len(made) != 1
-            or made.get(call_id) != _UNARY
+            or made.get(call_id) not in _WITHOUT_ITEMS
+            or self._streams
             or self._theirs < OPEN
         ):
             return None
         del made[call_id]
         return data[_HEADER_BYTES:]
 
-    def send_call_alone(self, method: str, arguments: bytes, milliseconds_left: int) -> bytes:
-        """The bytes of a unary call, to be sent at once; empty if it has to be made by `send_call`."""
+    def send_call_alone(self, method: str, arguments: bytes, milliseconds_left: int, flags: int = 0) -> bytes:
+        """The bytes of a call, to be sent at once; empty if it has to be made by `send_call`."""
         name = self._names.get(method)
         call_id = self._last_made + 2
         if (
@@ -212,8 +215,8 @@ class BinaryConnection(Connection):
         if length > _JOIN_BYTES_MAX or not arguments or milliseconds_left >> MILLISECONDS_BITS:
             return b""
         self._last_made = call_id
-        self._made[call_id] = _UNARY
-        head = _pack_call(length, CALL, 0, 0, call_id, milliseconds_left)
+        self._made[call_id] = FIRST_STATES[flags]
+        head = _pack_call(length, CALL, flags, 0, call_id, milliseconds_left)
         return b"".join((head, name, arguments))
 
     def send_reply_alone(self, call_id: int, result: bytes) -> bytes:
@@ -351,8 +354,10 @@ class BinaryConnection(Connection):
             self._write_ping(PONG, *frames.TOKEN.unpack_from(data, start))
         elif kind == PONG:
             self._events.append(Pong(*frames.TOKEN.unpack_from(data, start)))
-        else:
+        elif kind == GOAWAY:
             self._read_goaway(data, start, stop)
+        else:
+            self._read_sharing(data, start, stop, kind)
 
     def _read_call(self, data: Payload, start: int, stop: int, flags: int, call_id: int) -> None:
         method, milliseconds_left, context, begin = self._cut_call(data, start, stop, flags)

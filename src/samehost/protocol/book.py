@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from samehost.errors import LocalProtocolError, RemoteProtocolError
+from samehost.limits import WINDOW_ITEMS
 from samehost.protocol.states import (
     BY_CALLEE,
     CANCELLED_FROM,
@@ -79,6 +80,13 @@ class CallBook:
             return False
         credit = self._streams.get(call_id)
         return credit is None or credit.may_send()
+
+    def items_left(self, call_id: int) -> int:
+        """How many items `send_item` takes now, as long as they are short; 0 if it takes none."""
+        if not self.may_send_item(call_id):
+            return 0
+        credit = self._streams.get(call_id)
+        return WINDOW_ITEMS if credit is None else credit.items_out
 
     def _side_of(self, call_id: int) -> dict[int, int]:
         return self._made if call_id & 1 == self._parity else self._taken

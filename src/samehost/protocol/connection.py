@@ -45,10 +45,13 @@ from samehost.protocol.states import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from samehost.protocol.events import Call, Descriptors, Event, Payload
     from samehost.protocol.settings import Limits
 
 MILLISECONDS_BITS = 32
+NO_ARENAS = "no arenas are shared with this peer"
 
 
 class Connection(Receiver):
@@ -264,15 +267,18 @@ class Connection(Receiver):
             )
         self._write_credit(call_id, items, byte_count)
 
-    def took_item(self, call_id: int, byte_count: int) -> None:
+    def took_item(self, call_id: int, byte_count: int, *, at_once: bool = False) -> None:
         """Note that the reader is done with an item that had so many bytes, so that the peer gets its credit back.
+
+        Args:
+            at_once: rather than with that of further items.
 
         Does nothing for a call that has ended or was cancelled, whose last items may still be read.
         """
         credit = self._streams.get(call_id)
         if credit is None or self.is_cancelled(call_id):
             return
-        grant = credit.took(byte_count)
+        grant = credit.took(byte_count, at_once=at_once)
         if grant is not None and credit.granted(*grant):
             self._write_credit(call_id, *grant)
 
@@ -288,6 +294,35 @@ class Connection(Receiver):
         _check_names(code, "")
         self._we_step(GOAWAY)
         self._write_going_away(code, cut(message))
+
+    def send_arena(self, arena: int, byte_count: int, descriptors: Descriptors) -> None:
+        """Pass memory that blobs will lie in, PROTOCOL.md section 9.3.
+
+        Args:
+            arena: a number of 32 bits, which no other has that was passed here and not retired.
+            byte_count: how large it is.
+            descriptors: the memory and its lease.
+
+        Raises:
+            LocalProtocolError: the peer takes none, or as many as there may be were passed; nothing was sent.
+        """
+        raise LocalProtocolError(NO_ARENAS)
+
+    def send_retire(self, arena: int) -> None:
+        """Say that no further blob lies in an arena that was passed, PROTOCOL.md section 9.3.
+
+        Raises:
+            LocalProtocolError: it was not passed here, or was retired before.
+        """
+        raise LocalProtocolError(NO_ARENAS)
+
+    def send_release(self, shares: Sequence[int]) -> None:
+        """Give back shares of arenas that the peer has passed, in as many frames as it takes, PROTOCOL.md section 9.3.
+
+        Raises:
+            LocalProtocolError: the peer has passed none.
+        """
+        raise LocalProtocolError(NO_ARENAS)
 
     # What the pump wants to know.
 

@@ -14,23 +14,28 @@ if TYPE_CHECKING:
     from samehost.protocol.connection import Connection
 
 
-def accept(first_byte: int, limits: Limits | None = None) -> Connection:
+def accept(first_byte: int, limits: Limits | None = None, features: int = 0) -> Connection:
     """The server's end of a connection whose client begins with this byte, which is then received like all others.
+
+    Args:
+        first_byte: the number from 0 to 255.
+        limits: what this end takes; the defaults if None.
+        features: SEALED, ARENAS and FILES, as this end takes them; JSON lines have none.
 
     Raises:
         RemoteProtocolError: no format begins like this; nothing can be answered.
     """
     limits = limits or Limits()
     if first_byte == preface.FIRST_BYTE:
-        return BinaryConnection(False, limits)
+        return BinaryConnection(False, limits, features=features)
     if first_byte in lines.FIRST_BYTES:
         return LinesConnection(False, limits)
     raise RemoteProtocolError(f"the client begins with byte 0x{first_byte:02x}, and no format does")
 
 
-def connect(limits: Limits | None = None) -> BinaryConnection:
-    """The client's end of a binary connection, which takes no calls unless its limits say so."""
-    return BinaryConnection(True, limits or Limits(calls_max=0))
+def connect(limits: Limits | None = None, features: int = 0) -> BinaryConnection:
+    """The client's end of a binary connection, which takes no calls unless its limits say so; otherwise as `accept`."""
+    return BinaryConnection(True, limits or Limits(calls_max=0), features=features)
 
 
 def connect_lines(limits: Limits | None = None) -> LinesConnection:

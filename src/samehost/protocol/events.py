@@ -151,10 +151,42 @@ class GoingAway(msgspec.Struct, gc=False):
     unsent: tuple[int, ...]
 
 
+class ArenaPassed(msgspec.Struct, gc=False):
+    """The peer passes memory that its blobs will lie in, PROTOCOL.md section 9.3.
+
+    Attributes:
+        arena: its number, which those blobs name.
+        byte_count: how large the peer says it is.
+        descriptors: the memory and its lease.
+    """
+
+    arena: int
+    byte_count: int
+    descriptors: Descriptors
+
+
+class ArenaRetired(msgspec.Struct, gc=False):
+    """No further blob of the peer's lies in this arena, PROTOCOL.md section 9.3."""
+
+    arena: int
+
+
+class Released(msgspec.Struct, gc=False):
+    """The peer looks no more at these shares of arenas that we passed, PROTOCOL.md section 9.3."""
+
+    shares: tuple[int, ...]
+
+
 class Discarded(msgspec.Struct, gc=False):
-    """Descriptors that nobody will get: close them."""
+    """What came with a frame that nobody will get: close the descriptors, and release the shares.
+
+    Attributes:
+        payload: the arguments, the result or the item that refers to them, if the frame was good so far, and there were
+            descriptors or the peer has passed an arena; empty otherwise.
+    """
 
     descriptors: Descriptors
+    payload: Payload = b""
 
 
 class InputEnded(msgspec.Struct, gc=False):
@@ -194,6 +226,9 @@ Event: TypeAlias = (
     | Note
     | Pong
     | GoingAway
+    | ArenaPassed
+    | ArenaRetired
+    | Released
     | Discarded
     | InputEnded
     | Failed

@@ -14,6 +14,7 @@ from samehost import limits as bounds
 from samehost.errors import LocalProtocolError, MessageTooLarge, RemoteProtocolError
 from samehost.protocol import codes
 from samehost.protocol.states import (
+    ARENA,
     CALL,
     CANCEL,
     CREDIT,
@@ -29,7 +30,9 @@ from samehost.protocol.states import (
     NOTIFY,
     PING,
     PONG,
+    RELEASE,
     REPLY,
+    RETIRE,
     STREAM,
 )
 
@@ -60,6 +63,12 @@ TOKEN = struct.Struct("<I")
 GOAWAY_HEAD = struct.Struct("<IBxH")
 """Last call that was accepted, lengths of the code and the message."""
 
+ARENA_BODY = struct.Struct("<I4xQ")
+"""Number and bytes of an arena."""
+
+ARENA_NUMBER = struct.Struct("<I")
+SHARE_BYTES = 8
+
 MUST_KNOW_FLAGS = 0x0F
 """A receiver refuses these unless it knows them; it ignores the others, PROTOCOL.md section 4.3."""
 
@@ -67,8 +76,11 @@ MAY_IGNORE_FROM = 0x80
 """From here on a receiver ignores types that it does not know, PROTOCOL.md section 4.2."""
 
 _KNOWN_FLAGS = {CALL: ITEMS_FOLLOW | ITEMS_WANTED | HAS_CONTEXT, NOTIFY: HAS_CONTEXT}
-WITH_DESCRIPTORS = {CALL, NOTIFY, REPLY, ITEM}
-WITHOUT_CALL = {NOTIFY, PING, PONG, GOAWAY}
+WITH_DESCRIPTORS = {CALL, NOTIFY, REPLY, ITEM, ARENA}
+WITHOUT_CALL = {NOTIFY, PING, PONG, GOAWAY, ARENA, RELEASE, RETIRE}
+ARENA_DESCRIPTORS = 2
+"""The memory and the lease, PROTOCOL.md section 9.3; neither more nor fewer."""
+
 _COMMON = {CALL, REPLY, ERROR, ITEM}
 _NOT_A_TYPE = -1
 
@@ -106,6 +118,9 @@ def length_ranges(limits: Limits) -> LengthRanges:
         PING: (TOKEN.size, TOKEN.size),
         PONG: (TOKEN.size, TOKEN.size),
         GOAWAY: (GOAWAY_HEAD.size + 1, GOAWAY_HEAD.size + code_and_message),
+        ARENA: (ARENA_BODY.size, ARENA_BODY.size),
+        RELEASE: (SHARE_BYTES, SHARE_BYTES * bounds.RELEASES_PER_FRAME_MAX),
+        RETIRE: (ARENA_NUMBER.size, ARENA_NUMBER.size),
     }
     for kind in range(MAY_IGNORE_FROM, 256):
         ranges[kind] = (0, bounds.NOTE_BYTES_MAX)
@@ -132,14 +147,22 @@ def check_header(limits: Limits, length: int, kind: int, flags: int, count: int,
         raise RemoteProtocolError(f"{name} with a payload of {length} bytes, at most {most} are taken", codes.TOO_LARGE)
     if length < least:
         raise RemoteProtocolError(f"{name} with a payload of {length} bytes, at least {least} are needed")
+    if kind == RELEASE and length % SHARE_BYTES:
+        raise RemoteProtocolError(f"RELEASE with a payload of {length} bytes, which is no number of whole shares")
     if kind >= MAY_IGNORE_FROM:
         flags = 0
     if flags & MUST_KNOW_FLAGS & ~_KNOWN_FLAGS.get(kind, 0):
         raise RemoteProtocolError(f"{name} with flags 0x{flags:02x}, some of which this version does not have")
-    if count > (limits.descriptors_per_frame_max if kind in WITH_DESCRIPTORS else 0):
+    if _is_wrong_count(limits, kind, count):
         raise RemoteProtocolError(f"{name} with {count} descriptors", codes.UNEXPECTED_DESCRIPTORS)
     if kind < MAY_IGNORE_FROM and (call_id == 0) != (kind in WITHOUT_CALL):
         raise RemoteProtocolError(f"{name} with call id {call_id}")
+
+
+def _is_wrong_count(limits: Limits, kind: int, count: int) -> bool:
+    if kind == ARENA:
+        return count != ARENA_DESCRIPTORS
+    return count > (limits.descriptors_per_frame_max if kind in WITH_DESCRIPTORS else 0)
 
 
 def text_of(data: Payload, what: str) -> str:

@@ -17,6 +17,11 @@ FIRST_BYTE = MAGIC[0]
 VERSIONS = (1,)
 """What this implementation speaks, best first."""
 
+# What an end takes, PROTOCOL.md section 3.3.
+SEALED = 1
+ARENAS = 2
+FILES = 4
+
 _VERSIONS_MAX = 8
 _LAYOUT = struct.Struct("<4sBxH8sIII")
 _LENGTH_END = 8

@@ -1,7 +1,7 @@
 """What frames that came in do, whatever format they were in: steps in the book, and events.
 
 Each method takes what a format has read of one frame, and appends at most one event. A frame that came too late, or for
-a call that we cancelled, appends none, and gives back the descriptors that came with it.
+a call that we cancelled, appends none, and gives back the descriptors and the payload that came with it.
 """
 
 from __future__ import annotations
@@ -76,6 +76,7 @@ class Receiver(CallBook, ABC):
         self._ours = GREETING
         self._theirs = GREETING
         self._events: list[Event] = []
+        self._has_come_arena = False
 
     @abstractmethod
     def _write_refusal(self, call_id: int, code: str, message: str) -> None: ...
@@ -99,13 +100,13 @@ class Receiver(CallBook, ABC):
             return
         self.refused_calls += 1
         self._write_refusal(call_id, *refusal)
-        self._discard(call.descriptors)
+        self._discard(call.descriptors, call.arguments)
 
     def _received_notification(self, notification: Notification) -> None:
         self._check_may_call(NOTIFY)
         if self._ours == LEAVING:
             self.late_frames += 1
-            self._discard(notification.descriptors)
+            self._discard(notification.descriptors, notification.arguments)
         else:
             self._events.append(notification)
 
@@ -120,17 +121,17 @@ class Receiver(CallBook, ABC):
         if state is not None and state < CANCELLED_FROM:
             self._events.append(Reply(call_id, result, descriptors))
         else:
-            self._ended_unseen(call_id, state, descriptors)
+            self._ended_unseen(call_id, state, descriptors, result)
 
     def _received_failure(self, failure: Failure) -> None:
         state = self._step_in(failure.call_id, ERROR)
         if state is not None and state < CANCELLED_FROM:
             self._events.append(failure)
         else:
-            self._ended_unseen(failure.call_id, state, ())
+            self._ended_unseen(failure.call_id, state, (), b"")
 
-    def _ended_unseen(self, call_id: int, state: int | None, descriptors: Descriptors) -> None:
-        self._discard(descriptors)
+    def _ended_unseen(self, call_id: int, state: int | None, descriptors: Descriptors, result: Payload) -> None:
+        self._discard(descriptors, result)
         if state is not None:
             self._events.append(Freed(call_id))
 
@@ -154,7 +155,7 @@ class Receiver(CallBook, ABC):
         if state is not None and state < CANCELLED_FROM:
             self._events.append(Item(call_id, value, descriptors))
         else:
-            self._discard(descriptors)
+            self._discard(descriptors, value)
 
     def _received_credit(self, call_id: int, items: int, byte_count: int) -> None:
         state = self._step_in(call_id, CREDIT)
@@ -178,6 +179,6 @@ class Receiver(CallBook, ABC):
             self._streams.pop(call_id, None)
         self._events.append(GoingAway(code, message, untold))
 
-    def _discard(self, descriptors: Descriptors) -> None:
-        if descriptors:
-            self._events.append(Discarded(descriptors))
+    def _discard(self, descriptors: Descriptors, payload: Payload = b"") -> None:
+        if descriptors or (payload and self._has_come_arena):
+            self._events.append(Discarded(descriptors, payload))

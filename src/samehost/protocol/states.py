@@ -22,6 +22,9 @@ NOTE = 0x0A
 PING = 0x10
 PONG = 0x11
 GOAWAY = 0x12
+ARENA = 0x20
+RELEASE = 0x21
+RETIRE = 0x22
 
 FRAME_NAMES = {
     CALL: "CALL",
@@ -37,6 +40,9 @@ FRAME_NAMES = {
     PING: "PING",
     PONG: "PONG",
     GOAWAY: "GOAWAY",
+    ARENA: "ARENA",
+    RELEASE: "RELEASE",
+    RETIRE: "RETIRE",
 }
 
 # Flags of CALL, PROTOCOL.md section 5.2. The first two are the call's first state as well.
@@ -121,16 +127,17 @@ def describe(state: int) -> str:
 
 
 # One end of a connection, PROTOCOL.md section 8.5. The order counts: below LEAVING an end opens and accepts calls.
+# Steps are types of frames, and these, which no type is.
 GREETING, OPEN, LEAVING, FINISHED = range(4)
 END_NAMES = ("GREETING", "OPEN", "LEAVING", "FINISHED")
 
 PREFACE = 0x00
 """The step of sending a preface; JSON lines have none, and take this step with their first byte."""
 
-FRAME = 0x20
+FRAME = 0x100
 """The step of sending any frame but CALL, NOTIFY and GOAWAY."""
 
-FINISH = 0x21
+FINISH = 0x101
 """The step of ending one's output, or of losing the connection."""
 
 END_STEPS: dict[int, dict[int, int]] = {

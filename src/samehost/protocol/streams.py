@@ -59,11 +59,11 @@ class StreamCredit:
         self.bytes_in += byte_count
         return True
 
-    def took(self, byte_count: int) -> tuple[int, int] | None:
+    def took(self, byte_count: int, *, at_once: bool = False) -> tuple[int, int] | None:
         """Note that the reader is done with an item; the grant to send, once half of the window has come together."""
         self.items_taken += 1
         self.bytes_taken += byte_count
-        if self.items_taken < _GRANT_ITEMS and self.bytes_taken < _GRANT_BYTES:
+        if self.items_taken < _GRANT_ITEMS and self.bytes_taken < _GRANT_BYTES and not at_once:
             return None
         grant = self.items_taken, self.bytes_taken
         self.items_taken = self.bytes_taken = 0

@@ -15,7 +15,7 @@ import msgspec
 from samehost.codec import CannotDecode, Codec, explained
 from samehost.peer import Peer
 from samehost.service.call import Call
-from samehost.service.signature import MISSING, Parameter, Signature
+from samehost.service.signature import MISSING, Items, Parameter, Signature
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,7 +26,7 @@ Arguments: TypeAlias = msgspec.Struct
 Read: TypeAlias = "Callable[[Payload], Arguments]"
 Invoke: TypeAlias = "Callable[[Arguments, Call], Any]"
 
-_FILLED_IN = (Peer, Call)
+_FILLED_IN = (Peer, Call, Items)
 _IS_MISSING = "$: object missing required field "
 _ELEMENT = re.compile(r"\$\[(\d+)\]")
 
@@ -106,7 +106,7 @@ def invoker(function: Callable[..., Any], signature: Signature) -> Invoke:
     by_name = [(name, place) for name, place, is_keyword_only in places if is_keyword_only]
 
     def invoke(arguments: Arguments, call: Call) -> Any:
-        known = (call.peer, call, *astuple(arguments))  # the first of them as in _FILLED_IN
+        known = (call.peer, call, call.items, *astuple(arguments))  # the first of them as in _FILLED_IN
         return function(*[known[place] for place in positional], **{name: known[place] for name, place in by_name})
 
     return invoke

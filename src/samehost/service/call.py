@@ -17,6 +17,33 @@ class TimeLeft(Protocol):
         """Seconds left, at least 0; infinite without an end."""
 
 
+class Progress(msgspec.Struct, omit_defaults=True):
+    """How far a call has come, as a method reports it: PROTOCOL.md section 5.6.
+
+    Attributes:
+        done: how much is done, in whatever unit; None if that was not said.
+        total: how much there is to do, in the same unit; None if that is not known.
+        message: for people.
+        dropped: items of a topic that this subscriber was too slow for, so far.
+    """
+
+    done: float | None = None
+    total: float | None = None
+    message: str = ""
+    dropped: int = 0
+
+
+class Origin(Protocol):
+    """Where a call came from."""
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether the server was told to end."""
+
+    def note(self, call_id: int, progress: Progress) -> None:
+        """Tell the caller how far its call has come; from any thread, and for a call that is over as well."""
+
+
 class Call(msgspec.Struct, eq=False):
     """One call, while its method runs. A parameter annotated with this type is filled in.
 
@@ -30,6 +57,8 @@ class Call(msgspec.Struct, eq=False):
         state: what the service's lifespan has yielded.
         is_cancelled: whether nobody waits for the answer any more, because the caller has cancelled or is gone, or the
             deadline has passed. An `async def` method is cancelled then; a `def` method that works for long looks here.
+        items: what the caller streams, for the parameter that is annotated as an iterator; None without one.
+        origin: the connection that it came by; None if it was made up, as tests do.
     """
 
     peer: Peer
@@ -39,6 +68,26 @@ class Call(msgspec.Struct, eq=False):
     context: dict[str, Any]
     state: Any
     is_cancelled: bool = False
+    items: Any = None
+    origin: Origin | None = None
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether the server was told to end: a stream that has no end of its own should come to one now."""
+        return self.origin is not None and self.origin.is_draining
+
+    def progress(self, done: float | None = None, total: float | None = None, message: str = "") -> None:
+        """Tell the caller how far this has come, as often as you like: from any thread, and never waiting.
+
+        While the caller does not read, only the latest is kept. Does nothing once the call is over.
+
+        Args:
+            done: how much is done, in whatever unit.
+            total: how much there is to do.
+            message: for people.
+        """
+        if self.origin is not None:
+            self.origin.note(self.id, Progress(done, total, message))
 
     def __repr__(self) -> str:
         return f"<Call {self.id} of {self.method} by {self.peer}>"

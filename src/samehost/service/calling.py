@@ -1,4 +1,4 @@
-"""What both clients do alike around a call: values into bytes, time into milliseconds, answers into results or errors.
+"""What both clients do alike around a call: time into milliseconds, notes into progress, answers into errors.
 
 Pure: waiting, sending and reconnecting are the clients' own. A call that is made while another one is being served gets
 no more time than that one has left, and hands on its context.
@@ -11,10 +11,10 @@ import math
 import os
 from typing import TYPE_CHECKING, Any, Final
 
-from samehost.codec import MSGPACK, CannotDecode, CannotEncode
-from samehost.errors import DeadlineExceeded, Error, OutcomeUnknown, Unsent, UsageError
+from samehost.codec import MSGPACK, CannotDecode
+from samehost.errors import DeadlineExceeded, Error, OutcomeUnknown, Unsent, WrongShape
 from samehost.protocol import codes
-from samehost.service.call import current_call
+from samehost.service.call import Progress, current_call
 from samehost.service.description import limits_of
 from samehost.service.failures import Failure, error_of
 from samehost.service.remote import ANY_RESULT, RemoteMethod
@@ -23,10 +23,11 @@ from samehost.service.signature import MISSING, Parameter, Signature
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from samehost.protocol import events
+    from samehost.protocol import Payload, events
     from samehost.service.description import MethodDescription
 
 _MILLISECONDS_MAX = 2**32 - 1
+_PROGRESS: Callable[[Payload], Progress | None] = MSGPACK.decode_to(Progress)
 
 
 class ClientTimeout(enum.Enum):
@@ -39,18 +40,6 @@ class ClientTimeout(enum.Enum):
 
 
 CLIENTS_TIMEOUT: Final = ClientTimeout.CLIENTS
-
-
-def encode_arguments(remote: RemoteMethod, positional: tuple[Any, ...], by_name: dict[str, Any]) -> bytes:
-    """The bytes of a call's arguments.
-
-    Raises:
-        UsageError: they cannot travel; or some are by position and some by name, and the names are not known.
-    """
-    try:
-        return MSGPACK.encode(remote.arguments(positional, by_name))
-    except CannotEncode as error:
-        raise UsageError(f"{remote.name}: an argument cannot travel: {error}") from error
 
 
 def seconds_for(timeout: float | None) -> float:
@@ -83,13 +72,27 @@ def answered_error(method: str, answer: events.Failure) -> Error:
     return error_of(method, Failure(answer.code, message, data, answer.error_id))
 
 
-def too_late(method: str, address: str, seconds: float) -> DeadlineExceeded:
+def too_late(method: str, address: str, seconds: float, what: str = "no answer") -> DeadlineExceeded:
     """What to raise when the time for a call is over.
 
     Args:
         seconds: how long the call had.
+        what: was to come by then, as in "no end" of a stream.
     """
-    return DeadlineExceeded(f"{method} on {address}: no answer within {seconds:g} s")
+    return DeadlineExceeded(f"{method} on {address}: {what} within {seconds:g} s")
+
+
+def no_stream(method: str) -> WrongShape:
+    """What to raise when a stream was wanted, and one value was answered."""
+    return WrongShape("it answers with a value, and not with a stream", method=method)
+
+
+def read_progress(note: Payload) -> Progress | None:
+    """What a note says of how far a call has come; None if it is none that is known here."""
+    try:
+        return _PROGRESS(note)
+    except CannotDecode:
+        return None
 
 
 def lost(method: str, address: str, why: str, *, was_sent: bool) -> Unsent | OutcomeUnknown:

@@ -8,13 +8,16 @@ import msgspec
 
 from samehost.codec import MSGPACK
 from samehost.service.schema import schemas_of
-from samehost.service.signature import MISSING
+from samehost.service.signature import MISSING, Items, NoStream
+from samehost.service.topic import Topic
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterator
 
     from samehost.service.method import Method
+    from samehost.service.schema import Schema
     from samehost.service.service import Service
+    from samehost.service.signature import Signature
 
 OWN_PREFIX = "samehost."
 DESCRIBE = OWN_PREFIX + "describe"
@@ -39,15 +42,32 @@ class ParameterDescription(msgspec.Struct, omit_defaults=True):
     keyword_only: bool = False
 
 
+class TopicDescription(msgspec.Struct):
+    """What is particular to a method that subscribes to a topic.
+
+    Attributes:
+        queue: items kept for a subscriber who does not read.
+        slow: what becomes of one whose queue is full: "drop", the oldest goes; "disconnect", the subscription ends.
+    """
+
+    queue: int
+    slow: str
+
+
 class MethodDescription(msgspec.Struct, omit_defaults=True):
     """One method.
 
     Attributes:
         signature: as Python writes it, as in `(zone: str = 'UTC') -> datetime.datetime`.
-        result: the type of its result, as JSON Schema.
+        result: the type of its result, or of the value at the end of a stream, as JSON Schema.
         allow: who may call it, for people; empty for whoever may connect.
         timeout: the most seconds that a call may take; 0 for what its caller says.
         errors: the codes that were declared for it, with `errors=`; it may have others.
+        items_out: the type of the items that it streams; None if it does not.
+        items_in: the type of the items that it takes from its caller; None if it takes none.
+        stream_parameter: the name of the parameter that takes them.
+        stream_position: how many of the other parameters are declared before that one.
+        topic: what the topic is like that this subscribes to; None for other methods.
     """
 
     name: str
@@ -59,6 +79,16 @@ class MethodDescription(msgspec.Struct, omit_defaults=True):
     idempotent: bool = False
     timeout: float = 0.0
     errors: list[str] = []
+    items_out: dict[str, Any] | None = None
+    items_in: dict[str, Any] | None = None
+    stream_parameter: str = ""
+    stream_position: int = 0
+    topic: TopicDescription | None = None
+
+    def schemas(self) -> list[dict[str, Any]]:
+        """Those of its parameters, result and items."""
+        streams = [schema for schema in (self.items_out, self.items_in) if schema is not None]
+        return [*(parameter.schema for parameter in self.parameters), self.result, *streams]
 
 
 class Description(msgspec.Struct, omit_defaults=True):
@@ -66,7 +96,7 @@ class Description(msgspec.Struct, omit_defaults=True):
 
     Attributes:
         allow: who may connect, for people; empty for whom the socket's mode lets in.
-        methods: by name, in the order of their declaration; samehost's own are left out.
+        methods: by name, in the order of their declaration, topics at the end; samehost's own are left out.
         definitions: the types that the schemas refer to as `#/definitions/NAME`, as JSON Schema.
     """
 
@@ -107,6 +137,20 @@ class MethodFigures(msgspec.Struct):
     p999: float
 
 
+class TopicFigures(msgspec.Struct):
+    """The figures of one topic.
+
+    Attributes:
+        subscribers: now.
+        published: values, while somebody subscribed.
+        dropped: items that a subscriber did not get, each counted once for each of them.
+    """
+
+    subscribers: int
+    published: int
+    dropped: int
+
+
 class Figures(msgspec.Struct):
     """The figures of a service, since it began to serve.
 
@@ -117,6 +161,7 @@ class Figures(msgspec.Struct):
         refused: calls that were answered `busy` or `draining` before they were begun.
         late: frames for calls that had ended.
         uncancellable: methods that went on after they were cancelled, for longer than a second, until now.
+        topics: by name.
     """
 
     methods: dict[str, MethodFigures]
@@ -125,37 +170,70 @@ class Figures(msgspec.Struct):
     refused: int
     late: int
     uncancellable: int
+    topics: dict[str, TopicFigures] = {}
 
 
 def describe(service: Service) -> Description:
     """What a service tells of itself."""
-    methods = list(service.methods.values())
-    schemas, definitions = schemas_of(_kinds(methods))
+    methods: list[Method | Topic] = [*service.methods.values(), *service.topics.values()]
+    schemas, definitions = schemas_of(kind for method in methods for kind in _kinds(method.signature))
     remaining = iter(schemas)
-    described = {}
-    for method in methods:
-        parameters = [
-            ParameterDescription(
-                parameter.name,
-                next(remaining),
-                parameter.default is MISSING,
-                None if parameter.default is MISSING else msgspec.to_builtins(parameter.default),
-                parameter.is_keyword_only,
-            )
-            for parameter in method.signature.parameters
-        ]
-        described[method.name] = MethodDescription(
-            method.name,
-            method.signature.text,
-            parameters,
-            next(remaining),
-            method.doc,
-            str(method.allow or ""),
-            method.is_idempotent,
-            method.timeout or 0.0,
-            list(dict.fromkeys(method.errors.values())),
-        )
+    described = {method.name: _described(method, remaining) for method in methods}
     return Description(service.name, described, definitions, str(service.allow or ""))
+
+
+def _described(method: Method | Topic, schemas: Iterator[Schema]) -> MethodDescription:
+    """What there is to tell of one method.
+
+    Args:
+        schemas: of its types, in the order of `_kinds`.
+    """
+    contract = method.signature
+    parameters = [
+        ParameterDescription(
+            parameter.name,
+            next(schemas),
+            parameter.default is MISSING,
+            None if parameter.default is MISSING else msgspec.to_builtins(parameter.default),
+            parameter.is_keyword_only,
+        )
+        for parameter in contract.parameters
+    ]
+    found = MethodDescription(
+        method.name,
+        contract.text,
+        parameters,
+        next(schemas),
+        method.doc,
+        str(method.allow or ""),
+        items_out=None if contract.items_out is NoStream else next(schemas),
+        items_in=None if contract.items_in is NoStream else next(schemas),
+        stream_parameter=contract.stream_parameter,
+        stream_position=_position_of_items(contract),
+    )
+    if isinstance(method, Topic):
+        found.topic = TopicDescription(method.queue, method.slow)
+    else:
+        found.idempotent = method.is_idempotent
+        found.timeout = method.timeout or 0.0
+        found.errors = list(dict.fromkeys(method.errors.values()))
+    return found
+
+
+def _position_of_items(contract: Signature) -> int:
+    """How many of the parameters that are sent come before the stream; 0 without one."""
+    position = 0
+    for _, filled_in, _ in contract.layout:
+        if filled_in is Items:
+            return position
+        position += filled_in is None
+    return 0
+
+
+def _kinds(contract: Signature) -> list[Any]:
+    """The types of parameters, result and items."""
+    streams = [kind for kind in (contract.items_out, contract.items_in) if kind is not NoStream]
+    return [*(parameter.kind for parameter in contract.parameters), contract.result, *streams]
 
 
 _LIMITS = {
@@ -176,8 +254,10 @@ _LIMITS = {
 
 
 def limits_of(method: MethodDescription) -> list[str]:
-    """The limits of each parameter that has some, for people: `size >= 16, <= 512`."""
-    limits = ((parameter.name, ", ".join(_limits_in(parameter.schema))) for parameter in method.parameters)
+    """The limits of each parameter that has some, or whose items have, for people: `size >= 16, <= 512`."""
+    schemas = [(parameter.name, parameter.schema) for parameter in method.parameters]
+    schemas += [(f"each of {method.stream_parameter}", method.items_in or {})] if method.stream_parameter else []
+    limits = ((name, ", ".join(_limits_in(schema))) for name, schema in schemas)
     return [f"{name} {found}" for name, found in limits if found]
 
 
@@ -191,13 +271,12 @@ def _limits_in(schema: Any) -> list[str]:
     return [f"{words} {schema[keyword]}" for keyword, words in _LIMITS.items() if keyword in schema]
 
 
-def _kinds(methods: Iterable[Method]) -> list[Any]:
-    """The types of all parameters and results, in the order in which `describe` goes through them."""
-    kinds: list[Any] = []
-    for method in methods:
-        kinds += [parameter.kind for parameter in method.signature.parameters]
-        kinds.append(method.signature.result)
-    return kinds
+_WHEN_FULL = {"drop": "drops the oldest", "disconnect": "then ends the subscription"}
+
+
+def rules_of(topic: TopicDescription) -> str:
+    """What becomes of the items that a subscriber does not read, for people."""
+    return f"keeps {topic.queue} item{'s' * (topic.queue != 1)}, {_WHEN_FULL.get(topic.slow, topic.slow)}"
 
 
 _DESCRIPTION = MSGPACK.decode_to(Description)

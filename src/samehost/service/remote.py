@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from samehost.codec import MSGPACK, CannotDecode, Decode
 from samehost.errors import InvalidResult, SignatureError, UsageError
+from samehost.extensions import BLOBS, FILES, holds_more, kinds_in
+from samehost.protocol import ITEMS_FOLLOW, ITEMS_WANTED
 from samehost.service import signature
+from samehost.service.signature import Items, NoStream
 
 if TYPE_CHECKING:
     from samehost.service.signature import Signature
@@ -38,9 +41,27 @@ class RemoteMethod:
         signature: its contract.
         is_idempotent: it may be called again when an answer got lost; None if only the server knows.
         decode: reads an encoded result, and raises CannotDecode if it is of another type.
+        decode_item: the same for an item of the stream that it answers with.
+        flags: those of its calls, as far as they do not depend on the arguments. ITEMS_WANTED is among them where only
+            the server knows whether it answers with a stream.
+        is_stream: whether it answers with a stream; None if only the server knows.
+        kinds: what its results and items may hold, as `extensions.kinds_in` says.
+        may_send_blobs: its arguments may hold blobs.
+        is_plain: its arguments are no stream, and hold nothing that has to be a file or a blob, as far as is known.
     """
 
-    __slots__ = ("decode", "is_idempotent", "name", "signature")
+    __slots__ = (
+        "decode",
+        "decode_item",
+        "flags",
+        "is_idempotent",
+        "is_plain",
+        "is_stream",
+        "kinds",
+        "may_send_blobs",
+        "name",
+        "signature",
+    )
 
     def __init__(
         self,
@@ -48,11 +69,65 @@ class RemoteMethod:
         contract: Signature | None = None,
         decode: Decode | None = None,
         is_idempotent: bool | None = None,
+        decode_item: Decode | None = None,
     ) -> None:
         self.name = name
         self.signature = contract
         self.decode: Decode = decode or ANY_RESULT
         self.is_idempotent = is_idempotent
+        self.decode_item: Decode = decode_item or ANY_RESULT
+        self.is_stream: bool | None = None
+        self.flags: int = ITEMS_WANTED
+        self.kinds = FILES | BLOBS
+        self.may_send_blobs = self.is_plain = True
+        if contract is not None:
+            self.is_stream = contract.items_out is not NoStream
+            self.flags = ITEMS_WANTED * self.is_stream | ITEMS_FOLLOW * (contract.items_in is not NoStream)
+            self.may_send_blobs = any(kinds_in(parameter.kind) & BLOBS for parameter in contract.parameters)
+            self.is_plain = not (self.flags & ITEMS_FOLLOW or any(holds_more(one.kind) for one in contract.parameters))
+            self.kinds = kinds_in(contract.result) | (kinds_in(contract.items_out) if self.is_stream else 0)
+
+    def take_items(
+        self, positional: tuple[Any, ...], by_name: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+        """Take the stream that the caller sends out of the arguments.
+
+        Returns:
+            The other arguments, by position and by name, and the stream; None without one.
+
+        Raises:
+            UsageError: there are two of them, or none where the method takes one.
+        """
+        if self.signature is None:
+            places: list[Any] = [index for index, value in enumerate(positional) if _is_iterator(value)]
+            places += [name for name, value in by_name.items() if _is_iterator(value)]
+            if len(places) > 1:
+                raise UsageError(f"{self.name}: {len(places)} arguments are iterators, and a call streams one at most")
+        else:
+            places = self._place_of_items(positional, by_name)
+        if not places:
+            return positional, by_name, None
+        if isinstance(places[0], str):
+            return positional, {name: value for name, value in by_name.items() if name != places[0]}, by_name[places[0]]
+        index = places[0]
+        return (*positional[:index], *positional[index + 1 :]), by_name, positional[index]
+
+    def _place_of_items(self, positional: tuple[Any, ...], by_name: dict[str, Any]) -> list[Any]:
+        """Where the declared stream is among the arguments: an index or a name."""
+        assert self.signature is not None
+        name = self.signature.stream_parameter
+        if not name:
+            return []
+        if name in by_name:
+            return [name]
+        names = [
+            name
+            for name, filled_in, is_keyword_only in self.signature.layout
+            if filled_in in (None, Items) and not is_keyword_only
+        ]
+        if name in names and names.index(name) < len(positional):
+            return [names.index(name)]
+        raise UsageError(f"{self.name}{self.signature.text}: {name} is missing, the items to send")
 
     def arguments(self, positional: tuple[Any, ...], by_name: dict[str, Any]) -> Any:
         """What to encode: a list by position, or a dict by name.
@@ -82,6 +157,30 @@ class RemoteMethod:
             return self.decode(encoded)
         except CannotDecode as error:
             raise InvalidResult(f"the result of {self.name} is not of its declared type: {error}") from error
+
+    def item(self, encoded: Any) -> Any:
+        """An item that was streamed.
+
+        Raises:
+            InvalidResult: it is not of the declared type.
+        """
+        try:
+            return self.decode_item(encoded)
+        except CannotDecode as error:
+            raise InvalidResult(f"an item of {self.name} is not of its declared type: {error}") from error
+
+
+def kinds_wanted(methods: Mapping[str, RemoteMethod]) -> int:
+    """What a client has to be able to take that declares these methods: files and blobs if any of them has some.
+
+    One that declares none calls any.
+    """
+    return FILES | BLOBS if not methods or any(remote.kinds for remote in methods.values()) else 0
+
+
+def _is_iterator(value: Any) -> bool:
+    """Whether a value is a stream, where no type says so: an open file is none, although it can be iterated."""
+    return isinstance(value, Iterator | AsyncIterator) and not hasattr(value, "fileno")
 
 
 ANY_RESULT = MSGPACK.decode_to(Any)
@@ -121,7 +220,7 @@ def declare_methods(
     Args:
         owner: the class.
         reserved: names that the class has from elsewhere, which a method would hide.
-        is_async: whether they have to be `async def`.
+        is_async: whether they have to be `async def`, and what they stream an AsyncIterator.
         call: makes a call: `call(client, remote_method, positional, by_name)`.
 
     Raises:
@@ -137,19 +236,34 @@ def declare_methods(
             raise SignatureError(
                 f"{where} would hide what every client has: call it otherwise, with @samehost.named({attribute!r})"
             )
-        if inspect.iscoroutinefunction(function) != is_async:
-            kind = ("a def", "an async def") if is_async else ("an async def", "a def")
-            raise SignatureError(f"{where} is {kind[0]}: this class of client calls by {kind[1]}")
         contract = signature.read(function, is_bound=True)
+        if contract.runs_on_loop != is_async:
+            raise SignatureError(f"{where} {_how_to_declare(contract, is_async=is_async)}")
         remote = RemoteMethod(
             getattr(function, _NAME, attribute),
             contract,
-            MSGPACK.decode_to(contract.result),
+            # An AsyncIterator has no way to declare the value at the end, which the server's generator may give.
+            MSGPACK.decode_to(_result_of(contract)),
             is_declared_idempotent(function),
+            None if contract.items_out is NoStream else MSGPACK.decode_to(contract.items_out),
         )
         methods[remote.name] = remote
         setattr(owner, attribute, _caller(function, remote, call))
     return methods
+
+
+def _result_of(contract: Signature) -> Any:
+    """The type of the result; anything at the end of a stream that does not say, as most iterators cannot."""
+    is_untold = contract.items_out is not NoStream and contract.result is type(None)
+    return Any if is_untold else contract.result
+
+
+def _how_to_declare(contract: Signature, *, is_async: bool) -> str:
+    if contract.items_out is not NoStream:
+        kind = "an AsyncIterator" if is_async else "an Iterator"
+        return f"gives a stream of the other kind: this class of client gets {kind}"
+    kinds = ("a def", "an async def") if is_async else ("an async def", "a def")
+    return f"is {kinds[0]}: this class of client calls by {kinds[1]}"
 
 
 def _caller(function: Callable[..., Any], remote: RemoteMethod, call: Callable[..., Any]) -> Callable[..., Any]:

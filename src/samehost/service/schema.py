@@ -2,7 +2,8 @@
 
 It follows msgspec's own schemas, which leave some of that out: times without a zone have a format here, members of an
 enum and elements of a named tuple have their names (`x-names`), the keys of a mapping have their type where it is not
-text (`x-keys`), and the tag of a struct is a `const`. Classes become definitions, which schemas refer to by name.
+text (`x-keys`), and the tag of a struct is a `const`. What travels beside the bytes, such as a file, has no JSON: its
+schema says what it is (`x-samehost`). Classes become definitions, which schemas refer to by name.
 """
 
 from __future__ import annotations
@@ -36,6 +37,18 @@ _PLAIN: dict[type, dict[str, str]] = {
     types.NoneType: {"type": "null"},
     types.BoolType: {"type": "boolean"},
 }
+BESIDE = "x-samehost"
+"""The word for what travels beside the bytes: one of the values of `_BESIDE`."""
+
+_BESIDE = {
+    "samehost.kernel.files.File": "file",
+    "typing.BinaryIO": "io",
+    "typing.IO": "io",
+    "socket.socket": "socket",
+    "numpy.ndarray": "array",
+}
+"""By the name of a class, since importing these is not for a pure module. Any other is a blob."""
+
 _BYTES = (types.BytesType, types.ByteArrayType, types.MemoryViewType)
 _SETS = (types.SetType, types.FrozenSetType)
 _BOUNDS = {
@@ -117,6 +130,8 @@ class _Definitions:
             return {"type": name, **_bounds(info), **(_lengths(info, "Length") if name == "string" else {})}
         if kind in _CONTAINERS:
             return _CONTAINERS[kind](self, info)
+        if kind is types.CustomType:
+            return {BESIDE: _BESIDE.get(f"{info.cls.__module__}.{info.cls.__qualname__}", "blob")}
         return self._reference(info)
 
     def _reference(self, info: Any) -> Schema:

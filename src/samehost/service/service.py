@@ -9,12 +9,15 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcon
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
+from samehost import limits
 from samehost.errors import SignatureError, UsageError
 from samehost.peer import Policy
 from samehost.service.method import Method, check_name
+from samehost.service.topic import DROP, Topic
 
 if TYPE_CHECKING:
     from samehost.service.remote import RemoteClient
+    from samehost.service.signature import Signature
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Lifespan = Callable[[], "AbstractAsyncContextManager[Any] | AsyncIterator[Any]"]
@@ -53,12 +56,18 @@ class Service:
         self.allow = allow
         self._interface = interface
         self._methods: dict[str, Method] = {}
+        self._topics: dict[str, Topic] = {}
         self._lifespan: Lifespan | None = None
 
     @property
     def methods(self) -> Mapping[str, Method]:
         """The methods declared so far, by name."""
         return MappingProxyType(self._methods)
+
+    @property
+    def topics(self) -> Mapping[str, Topic]:
+        """The topics declared so far, by name."""
+        return MappingProxyType(self._topics)
 
     @overload
     def method(self, function: Function, /) -> Function: ...
@@ -81,7 +90,8 @@ class Service:
 
         Annotations are the contract: arguments are checked against them before the function is called. A parameter
         annotated with `samehost.Peer` or `samehost.Call` is filled in and not sent. An `async def` runs on the loop, a
-        `def` in a thread of a bounded pool.
+        `def` in a thread of a bounded pool. A generator streams what it yields; a parameter annotated as an iterator
+        takes what the caller streams. Both are `AsyncIterator[…]` for an `async def`, and `Iterator[…]` for a `def`.
 
         Args:
             name: what it is called by; its own name if none is given.
@@ -111,12 +121,46 @@ class Service:
         called = getattr(function, "__name__", None) if name is None else name
         if called is None:
             raise UsageError(f"{function!r} has no name of its own: say what it is called by, with name=")
-        check_name(called, self._methods)
+        check_name(called, (*self._methods, *self._topics))
         method = Method(function, called, **options)
         if self._interface is not None and called in self._interface.remote_methods:
             _check_against(method, self._interface)
         self._methods[called] = method
         return function
+
+    def topic(
+        self,
+        name: str,
+        kind: Any = Any,
+        *,
+        queue: int = limits.TOPIC_ITEMS,
+        slow: str = DROP,
+        allow: Policy | None = None,
+        doc: str = "",
+    ) -> Topic:
+        """Declare a topic, whose `publish` hands a value to all who subscribe, and waits for none of them.
+
+        Clients subscribe with `client.subscribe(name)`, or call it as a method that streams.
+
+        Args:
+            name: as a method's.
+            kind: the type of its items.
+            queue: how many items are kept for a subscriber who does not read.
+            slow: what becomes of one whose queue is full: "drop", the oldest item goes, and is counted; "disconnect",
+                the subscription ends with the error `too_slow`.
+            allow: who may subscribe, of those who may connect.
+            doc: what `samehost describe` says of it.
+
+        Raises:
+            SignatureError: values of this type cannot travel.
+            UsageError: an option or a name that cannot be.
+        """
+        check_name(name, (*self._methods, *self._topics))
+        topic = Topic(name, kind, queue=queue, slow=slow, allow=allow, doc=inspect.cleandoc(doc))
+        if self._interface is not None and name in self._interface.remote_methods:
+            _check_against(topic, self._interface)
+        self._topics[name] = topic
+        return topic
 
     def lifespan(self, function: Lifespan) -> Lifespan:
         """Declare what to do before the first call and after the last; a decorator.
@@ -169,17 +213,17 @@ class Service:
         """Raise UsageError if a method of the interface has not been declared."""
         if self._interface is None:
             return
-        missing = [name for name in self._interface.remote_methods if name not in self._methods]
+        missing = [name for name in self._interface.remote_methods if name not in {**self._methods, **self._topics}]
         if missing:
             raise UsageError(
                 f"the service {self.name} lacks {', '.join(missing)}, which {self._interface.__qualname__} has"
             )
 
     def __repr__(self) -> str:
-        return f"<Service {self.name}: {', '.join(self._methods) or 'no methods yet'}>"
+        return f"<Service {self.name}: {', '.join((*self._methods, *self._topics)) or 'no methods yet'}>"
 
 
-def _check_against(method: Method, interface: type[RemoteClient]) -> None:
+def _check_against(method: Method | Topic, interface: type[RemoteClient]) -> None:
     """Raise SignatureError unless a method is what the interface says of it."""
     wanted = interface.remote_methods[method.name].signature
     assert wanted is not None  # as the class has read it
@@ -189,5 +233,10 @@ def _check_against(method: Method, interface: type[RemoteClient]) -> None:
     for theirs, ours in zip(wanted.parameters, found.parameters, strict=False):
         if theirs != ours:
             raise SignatureError(f"{where}: parameter {theirs.name!r}: {difference}")
-    if len(wanted.parameters) != len(found.parameters) or wanted.result != found.result:
+    if len(wanted.parameters) != len(found.parameters) or _rest_of(wanted) != _rest_of(found):
         raise SignatureError(f"{where}: {difference}")
+
+
+def _rest_of(contract: Signature) -> tuple[Any, ...]:
+    """What two contracts have to agree in beside their parameters."""
+    return contract.result, contract.items_out, contract.items_in, contract.stream_parameter

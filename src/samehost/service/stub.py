@@ -7,8 +7,6 @@ a class hide those outside, for type checkers, so whatever a method or field is 
 
 from __future__ import annotations
 
-import base64
-import binascii
 import builtins
 import keyword
 import math
@@ -17,17 +15,39 @@ import unicodedata
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 from samehost.errors import UsageError
-from samehost.service.schema import Schema, reference, references, used_by
+from samehost.service.description import rules_of
+from samehost.service.layout import (
+    CLOSE,
+    COMMA,
+    OPEN,
+    bytes_literal,
+    docstring,
+    fitted,
+    flat,
+    folded,
+    quoted,
+    subscript,
+)
+from samehost.service.schema import BESIDE, Schema, reference, references, used_by
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
 
     from samehost.service.description import Description, MethodDescription, ParameterDescription
 
-_WIDTH = 88
-"""Columns of a line: what ruff and black have unless they are told otherwise."""
-
-_MODULES = ("builtins", "datetime", "decimal", "enum", "msgspec", "samehost", "typing", "uuid")
+_MODULES = (
+    "builtins",
+    "collections",
+    "datetime",
+    "decimal",
+    "enum",
+    "msgspec",
+    "numpy",
+    "samehost",
+    "socket",
+    "typing",
+    "uuid",
+)
 _FORMATS = {
     "date-time": ("datetime", "datetime"),
     "date": ("datetime", "date"),
@@ -42,6 +62,13 @@ _CONSTRUCTORS = {
     "time": "time.fromisoformat",
     "uuid": "UUID",
     "decimal": "Decimal",
+}
+_BESIDE = {
+    "file": ("samehost", "File"),
+    "io": ("typing", "BinaryIO"),
+    "socket": ("socket", "socket"),
+    "blob": ("samehost", "Blob"),
+    "array": ("numpy", "ndarray"),
 }
 _SCALARS = {"string": "str", "integer": "int", "number": "float", "boolean": "bool"}
 _VALUES: dict[str, tuple[type, ...]] = {
@@ -89,7 +116,7 @@ def notation(description: Description) -> Notation:
     """The methods of a service and the types that they use, as Python would write them."""
     outline = _Outline(description, "Service", (), is_async=False)
     signatures = {
-        key: _flat(f"{key}({', '.join(outline.parameters(method))}) -> {outline.type_of(method.result)}")
+        key: flat(f"{key}({', '.join(outline.parameters(method))}) -> {outline.answer(method)}")
         for key, method in description.methods.items()
     }
     return Notation(signatures, {key: list(outline.definition(key)) for key in outline.definitions})
@@ -130,7 +157,7 @@ class _Stub:
         for key in self._in_order():
             body += ["", "", *self.definition(key)]
         body += ["", "", *self._client()]
-        yield from _docstring(f"A client of the service {_quoted(self._description.service)}, by `samehost stub`.", "")
+        yield from docstring(f"A client of the service {quoted(self._description.service)}, by `samehost stub`.", "")
         yield from ("", "from __future__ import annotations", "")
         standard = [_import(name, alias) for name, alias in sorted(self._imports.items()) if name not in _INSTALLED]
         yield from standard
@@ -142,11 +169,12 @@ class _Stub:
 
     def _module(self, name: str) -> str:
         """What a module is called here, which from now on is imported."""
-        alias = name
-        while alias in self._hiding or (alias != name and alias in self._classes.values()):
-            alias = f"_{alias}"
-        self._imports[name] = alias
-        return alias
+        if name not in self._imports:
+            alias = name
+            while alias.partition(".")[0] in self._hiding or (alias != name and alias in self._classes.values()):
+                alias = f"_{alias.rpartition('.')[2]}"
+            self._imports[name] = alias
+        return self._imports[name]
 
     def _dotted(self, module: str, name: str) -> str:
         return f"{self._module(module)}.{name}"
@@ -173,13 +201,15 @@ class _Stub:
             return self._literal_type(schema.get("enum", [schema.get("const")]))
         if isinstance(options := schema.get("anyOf"), list) and options:
             return self._union(self.type_of(one, is_hashed=is_hashed) for one in options)
+        if BESIDE in schema:
+            return self._beside(schema[BESIDE])
         kind = schema.get("type")
         if kind == "array":
             return self._array(schema, is_hashed)
         if kind == "object":
             keys = self.type_of(schema["x-keys"], is_hashed=True) if "x-keys" in schema else None
             values = self.type_of(schema.get("additionalProperties"), is_hashed=is_hashed)
-            return _subscript(self._builtin("dict"), [keys or self._builtin("str"), values])
+            return subscript(self._builtin("dict"), [keys or self._builtin("str"), values])
         return self._scalar(schema, kind)
 
     def _scalar(self, schema: Schema, kind: object) -> str:
@@ -192,10 +222,19 @@ class _Stub:
             return self._dotted(module, name)
         return self._builtin(_SCALARS[kind]) if isinstance(kind, str) and kind in _SCALARS else self._any()
 
+    def _beside(self, word: object) -> str:
+        """The type of what travels beside the bytes."""
+        if not isinstance(word, str) or word not in _BESIDE:
+            return self._any()
+        name = self._dotted(*_BESIDE[word])
+        if word != "array":
+            return name
+        return subscript(name, [self._any(), subscript(self._dotted("numpy", "dtype"), [self._any()])])
+
     def _literal_type(self, values: object) -> str:
         if not isinstance(values, list) or not values or not all(_is_literal(value) for value in values):
             return self._any()
-        return _subscript(self._dotted("typing", "Literal"), list(dict.fromkeys(map(_plain, values))))
+        return subscript(self._dotted("typing", "Literal"), list(dict.fromkeys(map(_plain, values))))
 
     def _union(self, options: Iterable[str]) -> str:
         unique = list(dict.fromkeys(options))
@@ -205,14 +244,14 @@ class _Stub:
         elements = schema.get("prefixItems")
         if isinstance(elements, list) or schema.get("maxItems") == 0:
             inner = [self.type_of(one, is_hashed=is_hashed) for one in elements or ()]
-            return _subscript(self._builtin("tuple"), inner or ["()"])
+            return subscript(self._builtin("tuple"), inner or ["()"])
         if schema.get("uniqueItems") is True:
             inner_type = self.type_of(schema.get("items"), is_hashed=True)
-            return _subscript(self._builtin("frozenset" if is_hashed else "set"), [inner_type])
+            return subscript(self._builtin("frozenset" if is_hashed else "set"), [inner_type])
         inner_type = self.type_of(schema.get("items"), is_hashed=is_hashed)
         if is_hashed:
-            return _subscript(self._builtin("tuple"), [inner_type, "..."])
-        return _subscript(self._builtin("list"), [inner_type])
+            return subscript(self._builtin("tuple"), [inner_type, "..."])
+        return subscript(self._builtin("list"), [inner_type])
 
     # Defaults
 
@@ -221,7 +260,7 @@ class _Stub:
         if (simple := self._simple(value, schema, is_hashed)) is not None:
             return simple
         kind = self.type_of(schema, is_hashed=is_hashed)
-        return f"{self._dotted('msgspec', 'convert')}({_OPEN}{self._written(value)}{_COMMA}{kind}{_CLOSE})"
+        return f"{self._dotted('msgspec', 'convert')}({OPEN}{self._written(value)}{COMMA}{kind}{CLOSE})"
 
     def _simple(self, value: object, schema: object, is_hashed: bool) -> str | None:
         """The same without a conversion, if there is a way."""
@@ -238,7 +277,7 @@ class _Stub:
         if _has_format(schema):
             return self._constructed(value, schema["format"])
         if "contentEncoding" in schema:
-            return _bytes(value)
+            return bytes_literal(value)
         kind = schema.get("type")
         if kind is None or (isinstance(kind, str) and type(value) in _VALUES.get(kind, ())):
             return self._written(value) if value is None or isinstance(value, str | int | float) else None
@@ -247,7 +286,7 @@ class _Stub:
     def _constructed(self, value: object, of: str) -> str | None:
         if not isinstance(value, str) or of not in _CONSTRUCTORS:
             return None
-        return f"{self._dotted(_FORMATS[of][0], _CONSTRUCTORS[of])}({_OPEN}{_quoted(value)}{_CLOSE})"
+        return f"{self._dotted(_FORMATS[of][0], _CONSTRUCTORS[of])}({OPEN}{quoted(value)}{CLOSE})"
 
     def _empty(self, value: object, schema: Schema, is_hashed: bool) -> str | None:
         if schema.get("type") == "object" and value == {}:
@@ -299,7 +338,7 @@ class _Stub:
         """The definitions whose objects are put into sets, or are keys."""
         roots: list[object] = [*self._description.definitions.values()]
         for method in self._description.methods.values():
-            roots += [method.result, *(parameter.schema for parameter in method.parameters)]
+            roots += method.schemas()
         return set(used_by((part for root in roots for part in _hashed_parts(root)), self._description.definitions))
 
     def definition(self, key: str) -> Iterator[str]:
@@ -319,7 +358,7 @@ class _Stub:
         if isinstance(tag[1], dict) and type(tag[1].get("const")) in (str, int):
             del properties[tag[0]]
             options = [f"tag={_plain(tag[1]['const'])}"]
-            options += [] if tag[0] == "type" else [f"tag_field={_quoted(tag[0])}"]
+            options += [] if tag[0] == "type" else [f"tag_field={quoted(tag[0])}"]
         is_tuple = schema.get("type") == "array" and "maxItems" in schema and not options
         required = _required(schema)
         if is_tuple:
@@ -329,7 +368,7 @@ class _Stub:
             options += ["frozen=True"] if key in self._frozen else []
             is_mixed = sorted(properties, key=lambda one: one not in required) != list(properties)
             options += ["kw_only=True"] if is_mixed else []
-            yield from _fitted("", f"class {name}(", [self._dotted("msgspec", "Struct"), *options], "):")
+            yield from fitted("", f"class {name}(", [self._dotted("msgspec", "Struct"), *options], "):")
         doc = list(self._doc_of(schema))
         yield from doc if properties else doc[:-1]
         for one, inner in properties.items():
@@ -341,7 +380,7 @@ class _Stub:
         self, attribute: str, name: str, schema: object, is_required: bool, is_tuple: bool, is_hashed: bool
     ) -> list[str]:
         kind = self.type_of(schema, is_hashed=is_hashed)
-        options = [] if attribute == name or is_tuple else [f"name={_quoted(name)}"]
+        options = [] if attribute == name or is_tuple else [f"name={quoted(name)}"]
         default = None
         has_default = isinstance(schema, dict) and "default" in schema
         if has_default and not is_required:
@@ -356,13 +395,13 @@ class _Stub:
         elif not is_required:
             default = "None"  # a foreign description: no service of ours has such a field
         if not options:
-            return _folded(f"    {attribute}: {kind}" + (f" = {default}" if default is not None else ""))
+            return folded(f"    {attribute}: {kind}" + (f" = {default}" if default is not None else ""))
         options += [] if default is None else [f"default={default}"]
-        return _fitted("    ", f"{attribute}: {kind} = {self._dotted('msgspec', 'field')}(", options, ")")
+        return fitted("    ", f"{attribute}: {kind} = {self._dotted('msgspec', 'field')}(", options, ")")
 
     def _doc_of(self, schema: Schema) -> Iterator[str]:
         if isinstance(doc := schema.get("description"), str) and doc.strip():
-            yield from _docstring(doc, "    ")
+            yield from docstring(doc, "    ")
             yield ""
 
     # The client
@@ -370,40 +409,63 @@ class _Stub:
     def _client(self) -> Iterator[str]:
         samehost = self._module("samehost")
         yield f"class {self._name}({samehost}.{'aio.' if self._is_async else ''}Client):"
-        yield from _docstring(f"The service {_quoted(self._description.service)}.", "    ")
+        yield from docstring(f"The service {quoted(self._description.service)}.", "    ")
         for key, method in self._description.methods.items():
             yield ""
             if _can_be_declared(method):
                 yield from self._method(key, method, samehost)
             else:
-                yield f"    # {_quoted(key)} is left out, as Python cannot name its parameters."
+                yield f"    # {quoted(key)} is left out, as Python cannot name its parameters."
 
     def _method(self, key: str, method: MethodDescription, samehost: str) -> Iterator[str]:
         name = self._functions[key]
         if name != key:
-            yield f"    @{samehost}.named({_quoted(key)})"
+            yield f"    @{samehost}.named({quoted(key)})"
         if method.idempotent:
             yield f"    @{samehost}.idempotent"
-        head = f"{'async ' if self._is_async else ''}def {name}("
-        tail = f") -> {self.type_of(method.result)}:"
-        yield from _fitted("    ", head, ["self", *self.parameters(method)], tail)
+        head = f"{'async ' if self._is_async and method.items_out is None else ''}def {name}("
+        tail = f") -> {self.answer(method)}:"
+        yield from fitted("    ", head, ["self", *self.parameters(method)], tail)
+        topic = f"A topic: {rules_of(method.topic)}." if method.topic else ""
         allowed = f"Allowed: {method.allow}." if method.allow else ""
-        if doc := "\n\n".join(part for part in (method.doc.strip(), allowed) if part):
-            yield from _docstring(doc, "        ")
+        if doc := "\n\n".join(part for part in (method.doc.strip(), topic, allowed) if part):
+            yield from docstring(doc, "        ")
         yield "        raise NotImplementedError"
+
+    def answer(self, method: MethodDescription) -> str:
+        """What calling a method gives: its result, or a stream."""
+        if method.items_out is None:
+            return self.type_of(method.result)
+        items = self.type_of(method.items_out)
+        if self._is_async:
+            return subscript(self._dotted("collections.abc", "AsyncIterator"), [items])
+        if method.result == {"type": "null"}:
+            return subscript(self._dotted("collections.abc", "Iterator"), [items])
+        last = self.type_of(method.result)
+        return subscript(self._dotted("collections.abc", "Generator"), [items, "None", last])
+
+    def _items_in(self, method: MethodDescription) -> str:
+        """The type of the stream that a method takes, as callers may give it."""
+        kind = self._dotted("collections.abc", "AsyncIterable" if self._is_async else "Iterable")
+        return subscript(kind, [self.type_of(method.items_in)])
 
     def parameters(self, method: MethodDescription) -> list[str]:
         """The parameters of a method, as they stand in brackets."""
+        declared = [(one.required, one.keyword_only, self._parameter(one)) for one in method.parameters]
+        if method.stream_parameter:
+            stream = f"{method.stream_parameter}: {self._items_in(method)}"
+            position = min(max(0, method.stream_position), len(declared))
+            declared.insert(position, (True, False, stream))
         parameters: list[str] = []
         is_by_name = has_default = False
-        for parameter in method.parameters:
+        for is_required, is_keyword_only, written in declared:
             # Where Python would not have it, a parameter that is required after one that is not is given by its name.
-            wants_name = parameter.keyword_only or (parameter.required and has_default)
+            wants_name = is_keyword_only or (is_required and has_default)
             if wants_name and not is_by_name:
                 parameters.append("*")
             is_by_name = is_by_name or wants_name
-            has_default = has_default or not parameter.required
-            parameters.append(self._parameter(parameter))
+            has_default = has_default or not is_required
+            parameters.append(written)
         return parameters
 
     def _parameter(self, parameter: ParameterDescription) -> str:
@@ -426,13 +488,13 @@ class _Outline(_Stub):
     def _field(
         self, attribute: str, name: str, schema: object, is_required: bool, is_tuple: bool, is_hashed: bool
     ) -> list[str]:
-        declared = _flat(f"    {name if name.isprintable() else attribute}: {self.type_of(schema)}")
+        declared = flat(f"    {name if name.isprintable() else attribute}: {self.type_of(schema)}")
         if is_required or not isinstance(schema, dict):
             return [declared]
         return [f"{declared} = {self._written(schema['default']) if 'default' in schema else '…'}"]
 
 
-_INSTALLED = ("msgspec", "samehost")
+_INSTALLED = ("msgspec", "numpy", "samehost")
 
 
 def _import(name: str, alias: str) -> str:
@@ -490,6 +552,7 @@ def _candidates(stem: str) -> Iterator[str]:
 def _can_be_declared(method: MethodDescription) -> bool:
     """Whether all parameters can be those of a function in a class, where `__x` is another name."""
     names = [parameter.name for parameter in method.parameters]
+    names += [method.stream_parameter] if method.stream_parameter else []
     return len({"self", *names}) == len(names) + 1 and all(
         _is_identifier(name) and not name.startswith("__") for name in names
     )
@@ -563,86 +626,4 @@ def _is_literal(value: object) -> bool:
 
 
 def _plain(value: object) -> str:
-    return _quoted(value) if isinstance(value, str) else repr(value)
-
-
-def _quoted(text: str) -> str:
-    """As `repr` writes it, but in the quotes that ruff prefers."""
-    quote = "'" if text.count('"') > text.count("'") else '"'
-    return quote + "".join(_escaped(character, quote) for character in text) + quote
-
-
-def _escaped(character: str, quote: str) -> str:
-    if character in "'\"":
-        return "\\" + character if character == quote else character
-    return repr(character)[1:-1]
-
-
-def _bytes(value: object) -> str | None:
-    """The bytes that base64 stands for."""
-    if not isinstance(value, str):
-        return None
-    try:
-        written = repr(base64.b64decode(value, validate=True))
-    except (binascii.Error, ValueError):
-        return None
-    return f'b"{written[2:-1]}"' if '"' not in written else written
-
-
-def _docstring(text: str, indent: str) -> list[str]:
-    """A docstring; on one line, with escapes, if there is anything in it that a literal could not hold as it is."""
-    lines = [line.rstrip() for line in text.expandtabs().strip().splitlines()]
-    is_safe = all(line.isprintable() and "\\" not in line for line in lines) and '"""' not in text
-    if not is_safe or text.strip().startswith('"') or text.strip().endswith('"'):
-        escaped = "".join(_escaped(character, '"') for character in text.strip())
-        return [f'{indent}"""{escaped}"""']
-    if len(lines) == 1:
-        return [f'{indent}"""{lines[0]}"""']
-    return [f'{indent}"""{lines[0]}', *(f"{indent}{line}" if line else "" for line in lines[1:]), f'{indent}"""']
-
-
-_OPEN, _COMMA, _CLOSE = "\0", "\1", "\2"
-"""Where a line may be folded: behind an opening bracket, for a comma, before the closing one. No literal has them."""
-
-
-def _subscript(name: str, parts: list[str]) -> str:
-    return f"{name}[{_OPEN}{_COMMA.join(parts)}{_CLOSE}]"
-
-
-def _flat(line: str) -> str:
-    return line.replace(_OPEN, "").replace(_COMMA, ", ").replace(_CLOSE, "")
-
-
-def _fitted(indent: str, head: str, parts: list[str], tail: str) -> list[str]:
-    """Something in brackets: on one line, or else its parts on a line of theirs, or else each on its own."""
-    flat = _flat(indent + head + _COMMA.join(parts) + tail)
-    if len(flat) <= _WIDTH:
-        return [flat]
-    flat = _flat(f"{indent}    {_COMMA.join(parts)}")
-    if len(flat) <= _WIDTH:
-        return [_flat(indent + head), flat, *_folded(indent + tail)]
-    each = [line for part in parts for line in _folded(f"{indent}    {part},")]
-    return [_flat(indent + head), *each, *_folded(indent + tail)]
-
-
-def _folded(line: str) -> list[str]:
-    """A line, or several if it is too long, in the last brackets where it can be folded."""
-    flat = _flat(line)
-    if len(flat) <= _WIDTH or _OPEN not in line:
-        return [flat]
-    depth = start = end = 0
-    commas: list[int] = []
-    for place, character in enumerate(line):
-        if character == _OPEN:
-            depth += 1
-            if depth == 1:
-                start, commas = place, []
-        elif character == _CLOSE:
-            depth -= 1
-            end = place
-        elif character == _COMMA and depth == 1:
-            commas.append(place)
-    ends = [*commas, end]
-    parts = [line[begin + 1 : end] for begin, end in zip([start, *commas], ends, strict=True)]
-    indent = line[: len(line) - len(line.lstrip(" "))]
-    return _fitted(indent, line[len(indent) : start], parts, line[end + 1 :])
+    return quoted(value) if isinstance(value, str) else repr(value)

@@ -1,0 +1,120 @@
+"""The items that a call sends: pulled from the caller's iterable by the thread that waits for the call.
+
+No thread is started for it. An item is pulled when the server takes one and nothing else waits to be sent, so that
+nothing piles up, and no lock is held meanwhile: the iterable may take its time, and make calls of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Generator, Iterable
+from typing import TYPE_CHECKING, Any
+
+from samehost.errors import UsageError
+from samehost.kernel.deadline import Deadline, Until
+
+if TYPE_CHECKING:
+    from samehost.blocking.calls import Waiting
+    from samehost.blocking.link import Link
+
+_PATIENCE_SECONDS_MAX = 0.010
+_PATIENCE_SECONDS_MIN = 0.001
+"""How long the answer to an item is waited for before the next one is pulled: half as long after each time that was in
+vain, and then no longer at all, and twice as long after each that was not."""
+
+_LOOK_SECONDS = 0.001
+"""How often it is looked whether the call has been answered, while there is room for one item after the other."""
+
+
+class Upload:
+    """The items of one call.
+
+    Args:
+        method: which is called.
+        items: what to send. If it raises BlockingIOError, there is nothing just now, and it is asked again once what
+            has come was looked at.
+        seconds: how long the server may take to answer once all of them are sent; infinite if nothing new begins then.
+        is_answered_by_stream: the method is known to stream as well.
+
+    Raises:
+        UsageError: it cannot be iterated.
+
+    Attributes:
+        was_pulled: some of it is gone, so the call cannot be made a second time.
+    """
+
+    def __init__(self, method: str, items: Iterable[Any], seconds: float, *, is_answered_by_stream: bool) -> None:
+        if not isinstance(items, Iterable):
+            raise UsageError(f"{method}: its items cannot come from {type(items).__name__}, which is no iterable")
+        self.was_pulled = False
+        self._is_answered_by_stream = is_answered_by_stream
+        self._source = iter(items)
+        self._seconds = seconds
+        self._is_over = False
+        self._awaits_answer = False
+        self._patience = _PATIENCE_SECONDS_MAX
+        self._next_look = 0.0
+
+    def step(self, link: Link, waiting: Waiting) -> None:
+        """Send an item if there is room, and otherwise wait until there is, or there is news of the call.
+
+        Raises:
+            UsageError: the item cannot travel.
+            MessageTooLarge: it is longer than the server takes.
+            DeadlineExceeded: the time for the call is over.
+            Others: what the iterable raises.
+        """
+        if self._is_over or not link.may_send_item(waiting):
+            waiting.wants_room = not self._is_over
+            if not link.is_greeted:  # what it takes has to be known
+                link.ask_for_greeting()
+            link.wait_for_news(waiting)
+        elif not self._is_answered(link, waiting):
+            self._send_next(link, waiting)
+
+    def close(self) -> None:
+        """Pull nothing more, and end a generator."""
+        self._is_over = True
+        if isinstance(self._source, Generator):
+            with contextlib.suppress(ValueError):  # it is what closes the stream
+                self._source.close()
+
+    def _is_answered(self, link: Link, waiting: Waiting) -> bool:
+        """Look whether there is news; with patience, if the server streams and may have something to say to the last.
+
+        A program that shows the answer to each item, or makes the next item of it, is served like this.
+        """
+        seconds = self._patience if self._awaits_answer and self._is_streamed(waiting) else 0.0
+        now = time.monotonic()
+        if not seconds and now < self._next_look:
+            return waiting.has_news
+        link.wait_for_news(waiting, Until(seconds, now + seconds))
+        self._next_look = time.monotonic() + _LOOK_SECONDS
+        if waiting.items:
+            self._awaits_answer = False
+            self._patience = min(max(2 * self._patience, _PATIENCE_SECONDS_MIN), _PATIENCE_SECONDS_MAX)
+        elif seconds and not waiting.has_news:
+            self._patience = seconds / 2 if seconds > _PATIENCE_SECONDS_MIN else 0.0
+        return waiting.has_news
+
+    def _is_streamed(self, waiting: Waiting) -> bool:
+        return self._is_answered_by_stream or waiting.items is not None
+
+    def _send_next(self, link: Link, waiting: Waiting) -> None:
+        self.was_pulled = True
+        try:
+            item = next(self._source)
+        except BlockingIOError:  # it watches the connection as well, and gives way to what has come there
+            if isinstance(self._source, Generator):  # which is over with that
+                raise
+            return
+        except StopIteration:
+            self._is_over = True
+            waiting.wants_room = False
+            link.send_end(waiting)
+            if waiting.items is None:
+                waiting.deadline = Deadline(min(self._seconds, waiting.deadline.left()))
+            return
+        link.send_item(waiting, link.encode_item(waiting, item))
+        self._awaits_answer = True
