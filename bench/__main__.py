@@ -9,7 +9,7 @@ import statistics
 import sys
 from collections.abc import Callable
 
-from bench import calls, round_trip, startup
+from bench import calls, payloads, round_trip, startup, topics
 
 Row = tuple[str, Callable[[], float]]
 """What is measured, and a function that does it once and gives seconds."""
@@ -52,6 +52,11 @@ def main() -> None:
             table(f"A call with a string of 64 bytes, {title}", rows, rounds=15, unit="µs", scale=1e6)
     with calls.pipelines({0}, {1}) as rows:
         table(f"The same, {calls.WINDOW} under way, a core each", rows, rounds=15, unit="µs a call", scale=1e6)
+    for size, times in ((64 * payloads.MIB, 5), (payloads.MIB, 100)):
+        with payloads.rows({0}, {1}, size, times) as rows:
+            table(f"A payload of {size // payloads.MIB} MiB, a core each", rows, rounds=9, unit="ms", scale=1e3)
+    with topics.rows({0}, {1}) as rows:
+        table(f"An item of a topic with {topics.SUBSCRIBERS} subscribers", rows, rounds=9, unit="µs", scale=1e6)
 
 
 if __name__ == "__main__":

@@ -136,9 +136,9 @@ def running(ours: set[int], theirs: set[int]) -> Iterator[tuple[ExitStack, str]]
         yield stack, stack.enter_context(tempfile.TemporaryDirectory(prefix="samehost-"))
 
 
-def start(stack: ExitStack, module: str, function: str, path: str, cores: set[int]) -> None:
+def start(stack: ExitStack, module: str, function: str, path: str, cores: set[int], *more: str) -> None:
     """Start the server's side of a row, on its cores."""
-    server = subprocess.Popen([sys.executable, "-m", module, function, path])
+    server = subprocess.Popen([sys.executable, "-m", module, function, path, *more])
     os.sched_setaffinity(server.pid, cores)
     stack.callback(server.wait)
     stack.callback(server.terminate)
