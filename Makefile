@@ -20,7 +20,7 @@ demo: .venv/.runtime  ## Set up what is needed and show samehost at work
 
 test: .venv/.dev  ## Run the tests (ARGS= for pytest); as root, installs the programs they use
 	@tools/system-packages
-	$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/pytest -n 3 --dist loadfile $(ARGS)
 
 check: .venv/.dev  ## Check format, lint, types and import directions, and build the documentation
 	$(BIN)/ruff format --check
