@@ -51,11 +51,11 @@ class Program:
     def pid(self) -> int:
         return self.process.pid
 
-    def line(self) -> str:
+    def line(self, seconds: float = DEADLINE) -> str:
         """The next line of standard output, without its newline."""
         while b"\n" not in self._rest:
-            ready, _, _ = select.select([self.process.stdout], [], [], DEADLINE)
-            assert ready, f"{self.process.args} said nothing for {DEADLINE} s"
+            ready, _, _ = select.select([self.process.stdout], [], [], seconds)
+            assert ready, f"{self.process.args} said nothing for {seconds} s"
             piece = os.read(self.process.stdout.fileno(), 65536)
             assert piece, f"{self.process.args} ended early: {self.errors()}"
             self._rest += piece

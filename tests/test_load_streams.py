@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from stream_clients import Caller
-from support import Program, until
+from support import DEADLINE, Program, until
 
 import samehost
 from samehost import aio, limits
@@ -71,7 +71,7 @@ def test_streams_that_are_broken_off_at_random_leave_nothing(place: Path) -> Non
             stack.enter_context(Program([sys.executable, LOAD, kind, str(place / "s"), str(STREAMS // 2)], stderr=None))
             for kind in ("threads", "asyncio")
         ]
-        before = [json.loads(client.line()) for client in clients]
+        before = [json.loads(client.line(DEADLINE + STREAMS / 1000)) for client in clients]
         before_there = quiet_figures(place / "s")
         for client in clients:
             client.tell("")
