@@ -406,7 +406,7 @@ def serving_a_call(context: dict[str, Any] | None) -> Iterator[None]:
 def remote_methods(service: samehost.Service) -> dict[str, RemoteMethod]:
     """What a client's class that declares all methods of a service has."""
     return {
-        name: RemoteMethod(name, method.signature, MSGPACK.decode_to(method.signature.result), None)
+        name: RemoteMethod(name, method.signature, MSGPACK.decode_raw_to(method.signature.result), None)
         for name, method in service.methods.items()
     }
 

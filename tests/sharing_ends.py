@@ -6,10 +6,10 @@ import os
 from typing import Any
 
 from samehost.codec import MSGPACK
-from samehost.extensions import BLOBS, FILES
+from samehost.extensions import BLOBS, FILES, features
 from samehost.kernel.attaching import decode_attached, encode_attached
 from samehost.kernel.files import File
-from samehost.kernel.sharing import Sharing, features
+from samehost.kernel.sharing import Sharing
 from samehost.protocol.events import ArenaPassed
 
 ALL = features(FILES | BLOBS, os.geteuid())

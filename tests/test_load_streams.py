@@ -1,6 +1,6 @@
 """Streams under load: many that are broken off at random, a topic with a subscriber who sleeps, a reader who stops.
 
-A hundred thousand are opened where SAMEHOST_TEST_STREAMS asks for it (CONTRIBUTING.md); a thousand otherwise.
+A hundred thousand are opened where SAMEHOST_TEST_STREAMS asks for it (CONTRIBUTING.md); some thousand otherwise.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import Any
 
 import pytest
 from stream_clients import Caller
-from support import DEADLINE, Program, until
+from support import Program, until
 
 import samehost
 from samehost import aio, limits
 from samehost.protocol import events
 
-STREAMS = int(os.environ.get("SAMEHOST_TEST_STREAMS", "1000"))
+STREAMS = int(os.environ.get("SAMEHOST_TEST_STREAMS", "3000"))
 
 LOAD = str(Path(__file__).with_name("stream_load.py"))
 COUNTED = ("descriptors", "memfds", "mapped", "arena_bytes", "tasks", "threads")
@@ -61,7 +61,7 @@ def quiet_figures(path: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.timeout(120 + STREAMS // 20)
+@pytest.mark.timeout(60 + STREAMS // 200)
 def test_streams_that_are_broken_off_at_random_leave_nothing(place: Path) -> None:
     with loaded_service(place) as server, contextlib.ExitStack() as stack:
         with samehost.connect(place / "s") as client:
@@ -71,12 +71,12 @@ def test_streams_that_are_broken_off_at_random_leave_nothing(place: Path) -> Non
             stack.enter_context(Program([sys.executable, LOAD, kind, str(place / "s"), str(STREAMS // 2)], stderr=None))
             for kind in ("threads", "asyncio")
         ]
-        before = [json.loads(client.line(DEADLINE + STREAMS / 1000)) for client in clients]
+        before = [json.loads(client.line()) for client in clients]
         before_there = quiet_figures(place / "s")
         for client in clients:
             client.tell("")
         for client in clients:
-            until(lambda client=client: client.process.poll() is not None, "all streams", 60 + STREAMS // 25)
+            until(lambda client=client: client.process.poll() is not None, "all streams", 30 + STREAMS // 200)
             assert client.end() == 0
         for client, found in zip(clients, before, strict=True):
             assert_no_growth(found, json.loads(client.line()))

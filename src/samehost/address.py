@@ -13,7 +13,7 @@ from typing import NamedTuple
 from samehost import limits
 from samehost.errors import AddressError
 
-_SERVICE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_SERVICE_NAME = r"[A-Za-z0-9][A-Za-z0-9_-]*"
 _ROOT_RUNTIME_DIRECTORY = "/run/samehost"
 
 
@@ -145,7 +145,7 @@ def _without_dots(absolute: str) -> str:
 
 
 def _service(text: str) -> PathAddress:
-    if _SERVICE_NAME.fullmatch(text) is None:
+    if re.fullmatch(_SERVICE_NAME, text) is None:
         raise AddressError(
             f"{text!r} is neither a path nor a service name (letters, digits, - and _): "
             f"for a socket in this directory write ./{text}"

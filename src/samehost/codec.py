@@ -30,7 +30,7 @@ Read: TypeAlias = "Callable[[int, memoryview], Any]"
 
 _UNKNOWN = (msgspec.inspect.AnyType, msgspec.inspect.RawType)
 _CONTAINERS = (dict, list, tuple)  # as the key of a map, an array is a tuple
-_PLACE = re.compile(r"(?P<what>.*?)(?: - at `(?P<place>.*)`)?", re.DOTALL)
+_PLACE = r"(?s)(?P<what>.*?)(?: - at `(?P<place>.*)`)?"
 
 
 class CannotEncode(Exception):
@@ -337,7 +337,7 @@ def explained(error: Exception) -> str:
         return f"$: nested more than {limits.NESTING_MAX} deep"
     if not isinstance(error, msgspec.MsgspecError | ValueError | TypeError):
         return f"$: it does not pass its type's own check ({type(error).__name__})"
-    found = _PLACE.fullmatch(str(error))
+    found = re.fullmatch(_PLACE, str(error))
     assert found
     what = found["what"].replace("`", "") or type(error).__name__
     place = ", ".join(reversed((found["place"] or "$").split("` in `")))  # of a key: `key` in `$.zones`

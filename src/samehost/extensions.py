@@ -7,14 +7,16 @@ read, and are imported when the first such type is met, by its dotted name, so t
 
 from __future__ import annotations
 
+import os
 from contextvars import ContextVar
-from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
 from struct import Struct
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
+
+from samehost import limits, protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,8 +67,7 @@ class Incoming(Protocol):
         """Take it that nothing was taken yet, as the same message is read anew."""
 
 
-@dataclass(frozen=True, slots=True)
-class Way:
+class Way(msgspec.Struct, frozen=True):
     """How values of a type travel.
 
     Attributes:
@@ -82,8 +83,7 @@ class Way:
     read_json: Callable[[Any, Any], Any] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ArrayParts:
+class ArrayParts(msgspec.Struct, frozen=True):
     """An array that was read, before it is one.
 
     Attributes:
@@ -138,6 +138,14 @@ def travels_beside(cls: Any) -> bool:
     return isinstance(cls, type) and _name_of(cls) in _HOMES and _name_of(cls) not in _NEVER_READ
 
 
+def is_large(value: Any) -> bool:
+    """Whether a value by itself is worth `kernel.attaching.encode_attached`."""
+    cls = type(value)
+    if cls is bytes or cls is bytearray:
+        return len(value) >= limits.BLOB_BYTES_MIN
+    return cls is memoryview and value.nbytes >= limits.BLOB_BYTES_MIN
+
+
 def kinds_in(kind: Any) -> int:
     """What values of a type can hold: FILES, BLOBS, both or none. Bytes, and whatever is Any, can be blobs."""
     found = 0
@@ -152,6 +160,17 @@ def kinds_in(kind: Any) -> int:
 def holds_more(kind: Any) -> bool:
     """Whether values of a type hold what msgspec does not know: files, blobs or arrays, beside mere bytes."""
     return any(isinstance(part, msgspec.inspect.CustomType) for part in types_in(msgspec.inspect.type_info(kind)))
+
+
+def features(kinds: int, peer_uid: int) -> int:
+    """What to announce in the preface where types hold files or blobs, as `kinds_in` says.
+
+    Arenas are for peers of our own user alone, as their owner can still write to what is being read.
+    """
+    found = protocol.FILES if kinds & FILES else 0
+    if kinds & BLOBS:
+        found |= protocol.SEALED | (protocol.ARENAS if peer_uid == os.geteuid() else 0)
+    return found
 
 
 BYTES_TYPES = (msgspec.inspect.BytesType, msgspec.inspect.ByteArrayType, msgspec.inspect.MemoryViewType)

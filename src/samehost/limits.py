@@ -120,11 +120,24 @@ CANCEL_SECONDS = 1.0
 LOOP_BLOCKED_SECONDS = 1.0
 """How long a service's event loop may be held up before that is reported."""
 
-RECEIVE_BYTES = 64 * 1024
-"""What is read from a connection at a time, when there is much."""
+RECEIVE_BYTES = 264 * 1024
+"""What is read from a connection at a time, when there is much: a frame with 256 KiB in it."""
 
-RECEIVE_BYTES_AT_FIRST = 8 * 1024
-"""What is read at a time otherwise, as room for more takes longer to be had than a short frame takes to be read."""
+RECEIVE_BYTES_AT_FIRST = 72 * 1024
+"""What is read at a time otherwise: a frame with 64 KiB in it. Room for twice as much takes longer to be had than a
+short frame takes to be read."""
+
+LONG_READS_KEPT = 64
+"""For how many short reads room for long ones is kept up."""
+
+BUSY_WAIT_SECONDS_MAX = 0.020
+"""The longest that `busy_wait` may be; to be woken takes less than a hundredth of it."""
+
+BUSY_WAIT_SHARE = 0.01
+"""The part of the time that an end looks in vain for what does not come soon enough."""
+
+BUSY_WAITS_IN_VAIN = 4
+"""How often in a row it does so before it keeps to that."""
 
 # Blobs.
 
@@ -187,6 +200,10 @@ WINDOW_ITEMS = 64
 WINDOW_BYTES = 256 * 1024
 """The credit that every stream begins with, in either direction."""
 
+WINDOW_ITEMS_MAX = 2048
+"""How many items the window of a stream may grow to, in no more bytes, while its sender and its reader both wait for
+nothing but credit."""
+
 CREDIT_MAX = 2**31 - 1
 """The most items, and the most bytes, that a stream's credit may come to."""
 
@@ -201,6 +218,9 @@ BATCH_CALLS_MAX = 256
 
 JOIN_BYTES_MAX = 32 * 1024
 """Up to this size, output is copied together so that one sendmsg takes it; beyond, a copy costs more than a call."""
+
+ALONE_BYTES_MAX = 256 * 1024
+"""Up to this size, a call that is the only one is copied together: its copy costs less than the way of all others."""
 
 METHOD_NAMES_KEPT = 256
 """Names of methods that a connection keeps encoded."""

@@ -181,6 +181,29 @@ def test_items_that_come_with_the_answer_in_one_read_are_not_lost(run: Run, plac
     run(main())
 
 
+def test_the_window_grows_for_a_reader_who_waits(run: Run, place: Path) -> None:
+    sent = 0
+
+    async def script(script: Script) -> None:
+        nonlocal sent
+        call = await script.expect(events.Call, "many")
+        script.protocol.send_stream(call.call_id)
+        while script.protocol.items_widened(call.call_id) < limits.WINDOW_ITEMS_MAX - limits.WINDOW_ITEMS:
+            while script.protocol.may_send_item(call.call_id):
+                script.protocol.send_item(call.call_id, MSGPACK.encode(sent))
+                sent += 1
+            await script.flush()
+            await script.expect(events.Credit)
+        await script.reply(call, None)
+        await script.until_end()
+
+    async def main() -> None:
+        async with scripted(place / "s", script), aio.connect(place / "s") as client:
+            assert [item async for item in await client.many()] == list(range(sent))
+
+    run(main())
+
+
 def test_a_reader_that_stops_gives_no_credit_and_one_that_reads_does(run: Run, place: Path) -> None:
     count = 500
 
@@ -500,7 +523,7 @@ def test_closing_the_client_ends_its_streams(run: Run, place: Path) -> None:
             stream = client.ticks()
             assert await anext(stream) == 0
             opening = asyncio.ensure_future(anext(client.ticks()))
-            await eventually(lambda: len(client._link._remotes) == 2)
+            await eventually(lambda: len(client._link._remotes) == 2 and not client._link._is_flush_due)
             client.close()
             assert await anext(stream) == 1
             with pytest.raises(OutcomeUnknown, match="the client was closed"):

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import io
 import sys
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Generator
 from contextvars import ContextVar
 from typing import Any
 
+import msgspec
 import pytest
 from loops import Run, eventually
 from support import DEADLINE
 
 import samehost
+from samehost.aio.eager import Starter
 from samehost.errors import Cancelled, InternalError
-from samehost.service.call import current_call
+from samehost.service.call import Call, current_call
 from samehost.testing import connected
 
 Method = Callable[..., Any]
@@ -47,6 +51,61 @@ def called(method: Method, *more: Method) -> Any:
                 assert await client.after() == ["unset", 0]
 
     return calling()
+
+
+class Answer(msgspec.Struct, weakref=True):
+    text: str
+
+
+@pytest.mark.parametrize("waits", [False, True])
+async def test_a_result_lives_no_longer_than_its_answer_takes(waits: bool) -> None:
+    results: list[weakref.ref[Answer]] = []
+    gone: list[bool] = []
+
+    async def method() -> Answer:
+        if waits:
+            await asyncio.sleep(0)
+        answer = Answer("a")
+        results.append(weakref.ref(answer))
+        return answer
+
+    async def look() -> None:
+        gone.append(results[0]() is None)
+
+    service = samehost.Service("eager")
+    service.method(method)
+    service.method(look)
+    gc.disable()  # it has to go by itself
+    try:
+        async with connected(service) as client:
+            assert await client.method() == {"text": "a"}
+            await client.look()
+    finally:
+        gc.enable()
+    assert gone == [True]
+
+
+class OfAnotherKind:
+    """What a compiled `async def` gives."""
+
+    def __await__(self) -> Generator[Any, Any, int]:
+        assert current_call.get() is not None
+        return 5
+        yield
+
+
+async def test_a_coroutine_may_be_of_another_kind() -> None:
+    loop = asyncio.get_running_loop()
+    starter = Starter(loop)
+    call = Call(None, "method", 1, None, {}, None)  # type: ignore[arg-type]
+    results: asyncio.Future[list[int]] = loop.create_future()
+
+    def start() -> None:
+        results.set_result([starter.start(OfAnotherKind(), call) for _ in range(2)])  # type: ignore[arg-type]
+
+    loop.call_soon(start)  # as a task within a task is none
+    assert await results == [5, 5]
+    await starter.close()
 
 
 async def test_a_method_that_never_waits_makes_no_task() -> None:

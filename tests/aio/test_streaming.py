@@ -410,6 +410,20 @@ def test_no_more_comes_in_than_is_read(path: Path, kind: str, method: str, seen:
 
 
 @in_both_formats
+@pytest.mark.parametrize("method", ["total", "total_in_thread"])
+def test_more_may_come_at_a_time_where_it_is_read_as_fast_as_it_comes(path: Path, kind: str, method: str) -> None:
+    with Caller(path, kind) as caller:
+        call_id = caller.call(method, {}, ITEMS_FOLLOW)
+        count = 0
+        while caller.protocol.items_widened(call_id) < 3 * limits.WINDOW_ITEMS:
+            room = caller.protocol.items_left(call_id)
+            caller.item(call_id, *[1] * (room or 1))  # which waits for credit if it has to
+            count += room or 1
+        caller.end(call_id)
+        assert caller.rest(call_id) == ([], count)
+
+
+@in_both_formats
 @pytest.mark.parametrize("method", ["total", "total_in_thread", "double", "double_in_thread"])
 def test_an_item_of_the_wrong_type_ends_the_call(path: Path, kind: str, method: str) -> None:
     with Caller(path, kind) as caller:

@@ -130,7 +130,7 @@ def test_what_comes_is_handed_on_and_then_the_end(run: Run) -> None:
     run(main())
 
 
-@pytest.mark.parametrize("size", [10, limits.RECEIVE_BYTES, 2 * limits.RECEIVE_BYTES + 1])
+@pytest.mark.parametrize("size", [10, limits.RECEIVE_BYTES_AT_FIRST, 2 * limits.RECEIVE_BYTES_AT_FIRST + 1])
 def test_a_peer_that_leaves_without_reading_is_noticed_behind_what_it_has_said(run: Run, size: int) -> None:
     """With output unread the socket has an error (EPOLLERR), of which some loops tell just once."""
 
@@ -302,10 +302,42 @@ def test_an_owner_may_close_it_in_the_middle_of_a_read(run: Run) -> None:
     async def main() -> None:
         with joined() as (wire, owner, far):
             owner.when_received = wire.close
-            far.send(bytes(3 * limits.RECEIVE_BYTES))
+            far.send(bytes(2 * limits.RECEIVE_BYTES_AT_FIRST))
             wire.read()
             await settled()
             assert owner.told == ["received"]
+
+    run(main())
+
+
+def test_there_is_room_for_long_reads_until_many_were_short(run: Run) -> None:
+    async def main() -> None:
+        with joined() as (wire, owner, far):
+            long = bytes(2 * limits.RECEIVE_BYTES_AT_FIRST)
+            sizes = []
+
+            def received() -> None:
+                sizes.append(len(owner.data))
+                owner.data = b""
+
+            owner.when_received = received
+            far.send(long)
+            while wire.read_now():
+                wire.read()
+            assert sizes == [limits.RECEIVE_BYTES_AT_FIRST] * 2
+            for count in range(limits.LONG_READS_KEPT):
+                sizes.clear()
+                far.send(long if count == 1 else b"short")
+                assert wire.read_now()
+                assert not wire.read_now()
+                assert len(sizes) == 1
+            for _ in range(limits.LONG_READS_KEPT):
+                far.send(b"short")
+                wire.read_now()
+            far.send(long)
+            sizes.clear()
+            wire.read_now()
+            assert sizes == [limits.RECEIVE_BYTES_AT_FIRST]
 
     run(main())
 

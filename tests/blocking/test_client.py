@@ -413,6 +413,36 @@ def test_an_interrupted_call_is_cancelled_and_hands_on_the_lead(server: Scripted
         assert program.end() == 0, program.errors()
 
 
+def test_an_interrupt_between_the_two_ways_to_wait_leaves_nobody_leading(server: Scripted) -> None:
+    code = """
+        import sys, samehost
+
+        def interrupt(frame, event, _):
+            if event == "call" and frame.f_code.co_name == "make":  # as a signal handler may, when a function begins
+                sys.setprofile(None)
+                raise KeyboardInterrupt
+
+        with samehost.connect(sys.argv[1]) as client:
+            client.call("slow")  # whose name is known from now on
+            sys.setprofile(interrupt)
+            try:
+                client.call("slow")
+            except KeyboardInterrupt:
+                print("interrupted", flush=True)
+            print(client.call("next", timeout=5), flush=True)
+    """
+    with python(code, str(server.path)) as program:
+        conversation = server.accept()
+        conversation.reply(conversation.call("slow"), 0)
+        slow = conversation.call("slow")
+        assert program.line() == "interrupted"
+        assert conversation.event(Cancel).call_id == slow.call_id
+        conversation.fail(slow, "cancelled")
+        conversation.reply(conversation.call("next"), 1)
+        assert program.line() == "1"
+        assert program.end() == 0, program.errors()
+
+
 def test_interrupts_at_any_moment_leave_a_client_that_works(demo: Path) -> None:
     code = """
         import os, random, signal, sys, time, samehost

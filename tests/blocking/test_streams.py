@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import signal
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -573,6 +575,78 @@ def test_items_are_sent_as_the_server_takes_them(server: Scripted, pool: ThreadP
         conversation.event(End)
         conversation.reply(call, 7)
         assert future.result(DEADLINE) == 7
+
+
+def test_a_stream_that_never_waits_ends_in_time_as_well(server: Scripted, pool: ThreadPoolExecutor) -> None:
+    pulled: list[int] = []
+
+    def numbers() -> Iterator[int]:
+        while True:
+            pulled.append(1)
+            yield 1
+
+    def serve(conversation: Any, call: Call) -> None:
+        with contextlib.suppress(AssertionError):  # what comes then is no item
+            while True:
+                conversation.items(call, conversation.next_item(call))
+
+    with samehost.connect(server.path) as client:
+        conversation = greeted(server, client, pool)
+        future = pool.submit(client.call, "echo", numbers(), timeout=0.5)
+        call = conversation.call("echo")
+        conversation.stream(call)
+        serving = pool.submit(serve, conversation, call)
+        stream = future.result(DEADLINE)
+        assert next(stream) == 1
+        until(lambda: stream._waiting.deadline.left() == 0, "its time is over")
+        stream._items.clear()
+        count = len(pulled)
+        with pytest.raises(errors.DeadlineExceeded):
+            next(stream)
+        assert len(pulled) == count
+        serving.result(DEADLINE)
+
+
+@pytest.mark.parametrize("kind", [list, tuple, dict.fromkeys, deque, iter])
+def test_items_that_are_there_already_go_together(server: Scripted, pool: ThreadPoolExecutor, kind: Any) -> None:
+    with samehost.connect(server.path, Clock) as client:
+        conversation = greeted(server, client, pool)
+        numbers = kind(range(1000))
+        future = pool.submit(client.total, numbers)
+        call = conversation.call("total")
+        assert conversation.next_item(call) == 0
+        assert len(conversation._events) == limits.WINDOW_ITEMS - 1
+        assert [conversation.next_item(call) for _ in range(999)] == list(range(1, 1000))
+        conversation.event(End)
+        conversation.reply(call, 7)
+        assert future.result(DEADLINE) == 7
+
+
+def test_a_long_item_goes_between_short_ones(server: Scripted, pool: ThreadPoolExecutor) -> None:
+    items = [1, 2, "x" * 2 * limits.JOIN_BYTES_MAX, 3, "y" * 2 * limits.JOIN_BYTES_MAX]
+    with samehost.connect(server.path, Clock) as client:
+        conversation = greeted(server, client, pool)
+        future = pool.submit(client.total, items)  # type: ignore[arg-type]
+        call = conversation.call("total")
+        assert [conversation.next_item(call) for _ in items] == items
+        conversation.event(End)
+        conversation.reply(call, 7)
+        assert future.result(DEADLINE) == 7
+
+
+def test_the_window_grows_for_a_reader_who_waits(server: Scripted, pool: ThreadPoolExecutor) -> None:
+    with samehost.connect(server.path) as client:
+        conversation = greeted(server, client, pool)
+        stream, call = streaming(pool, conversation, client.ticks)
+        taken = pool.submit(list, stream)
+        count = 0
+        while conversation.protocol.items_widened(call.call_id) < limits.WINDOW_ITEMS_MAX - limits.WINDOW_ITEMS:
+            room = conversation.protocol.items_left(call.call_id)
+            conversation.items(call, *range(count, count + room))
+            count += room
+            conversation.event(Credit)
+        conversation.reply(call, None)
+        assert taken.result(DEADLINE) == list(range(count))
 
 
 def test_an_iterator_among_undeclared_arguments_is_the_stream(server: Scripted, pool: ThreadPoolExecutor) -> None:

@@ -376,7 +376,11 @@ def test_it_imports_nothing_that_a_call_does_not_need(socket: Path) -> None:
 import sys
 from samehost.cli import main
 assert main(["call", {str(socket)!r}, "odd name", "a=1", "b=2"]) == 0
-heavy = {{"asyncio", "logging", "rich", "subprocess", "concurrent.futures", "argparse", "ctypes"}}
+heavy = {{"asyncio", "logging", "rich", "subprocess", "concurrent.futures", "argparse", "ctypes", "dataclasses"}}
+heavy |= {{"pickle", "base64"}}
+kernel = "arena attaching blob memory owners sharing sock_diag".split()
+heavy |= {{f"samehost.kernel.{{name}}" for name in kernel}} | {{"samehost.protocol.lines", "samehost.blocking.stream"}}
+heavy |= {{"samehost.service.signature", "samehost.service.topic"}}
 print(sorted(heavy & set(sys.modules)))
 """
     done = run([sys.executable, "-c", program])

@@ -228,3 +228,19 @@ def test_what_was_typed_cannot_steer_the_terminal(words):
     assert done.returncode in (2, 69)
     assert b"\x1b" not in done.stderr
     assert b"\\x1b[31m" in done.stderr
+
+
+def test_garbage_is_looked_for_again_after_a_command_that_cannot_be_imported() -> None:
+    code = """
+        import gc
+        from samehost import cli
+
+        cli.COMMANDS["nowhere"] = "is in no module"
+        try:
+            cli.main(["nowhere"])
+        except ModuleNotFoundError:
+            print(gc.isenabled(), flush=True)
+    """
+    with python(code) as program:
+        assert program.line() == "True"
+        assert program.end() == 0

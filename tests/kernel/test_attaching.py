@@ -23,7 +23,7 @@ import samehost
 from samehost import limits
 from samehost.codec import JSON, MSGPACK, CannotDecode, CannotEncode
 from samehost.errors import BadBlob
-from samehost.extensions import ARENA, ARENA_BODY, FILE, SEALED, SEALED_BODY
+from samehost.extensions import ARENA, ARENA_BODY, FILE, SEALED, SEALED_BODY, is_large
 from samehost.kernel import attaching
 from samehost.kernel.arena import the_arena
 from samehost.kernel.attaching import (
@@ -31,7 +31,6 @@ from samehost.kernel.attaching import (
     decode_attached,
     encode_attached,
     give_away,
-    is_large,
     shares_in,
 )
 from samehost.kernel.files import File

@@ -18,12 +18,12 @@ import samehost
 from samehost import limits
 from samehost.codec import MSGPACK
 from samehost.errors import BadBlob, RemoteProtocolError
-from samehost.extensions import BLOBS, FILES
+from samehost.extensions import BLOBS, FILES, features
 from samehost.kernel import memory, sharing
 from samehost.kernel.arena import the_arena
 from samehost.kernel.attaching import Encoded, encode_attached
 from samehost.kernel.files import Descriptor, File
-from samehost.kernel.sharing import Sharing, features
+from samehost.kernel.sharing import Sharing
 from samehost.protocol import ARENAS, SEALED
 from samehost.protocol import FILES as FILES_BIT
 from samehost.protocol.events import ArenaPassed

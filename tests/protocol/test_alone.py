@@ -23,6 +23,7 @@ from samehost.protocol.events import Call, Failed, Reply
 SMALL = Limits(payload_bytes_max=limits.PAYLOAD_BYTES_FLOOR, calls_max=2)
 LAST_ID = 2**32 - 1
 JOINED = bytes(limits.JOIN_BYTES_MAX)
+ALONE = bytes(limits.PAYLOAD_BYTES_FLOOR)
 CALL, REPLY = 0x01, 0x03
 
 
@@ -40,7 +41,8 @@ def call_frame(call_id, name=b"m", arguments=b"\x80", name_bytes=None, milliseco
 
 def book_of(connection):
     """All that a connection remembers, but what it is about to send."""
-    book = {name: value for name, value in vars(connection).items() if name not in ("_output", "_pieces", "_chunks")}
+    names = {name for kind in type(connection).__mro__ for name in getattr(kind, "__slots__", ())}
+    book = {name: getattr(connection, name) for name in names - {"_output", "_pieces", "_chunks"}}
     streams = {
         call_id: [getattr(credit, name) for name in credit.__slots__] for call_id, credit in connection._streams.items()
     }
@@ -339,7 +341,7 @@ def test_a_reply_before_the_server_has_greeted_is_left_to_the_general_way():
     [
         ("n", b"\x80", 0),
         ("m", b"", 0),
-        ("m", JOINED, 0),
+        ("m", ALONE, 0),
         ("m", b"\x80", 2**32),
         ("m", b"\x80", -1),
     ],
@@ -349,7 +351,7 @@ def test_calls_that_are_not_made_alone(ends, name, arguments, milliseconds_left)
     assert not is_done_alone(client, "send_call", (name, arguments, milliseconds_left))
 
 
-@pytest.mark.parametrize("arguments", [b"\x80", JOINED[:-6]])
+@pytest.mark.parametrize("arguments", [b"\x80", JOINED, ALONE[:-6]])
 @pytest.mark.parametrize("milliseconds_left", [0, 2**32 - 1])
 @pytest.mark.parametrize("flags", range(4))
 def test_calls_that_are_made_alone(ends, arguments, milliseconds_left, flags):
@@ -379,7 +381,7 @@ def test_no_call_is_made_alone_beside_another_or_to_an_end_that_takes_none():
 
 def test_the_last_id_is_given_alone_and_the_first_again_is_not(ends):
     client, _ = ends
-    client._last_made = LAST_ID - 2
+    client.last_call_made = LAST_ID - 2
     assert is_done_alone(client, "send_call", ("m", b"\x80", 0))
     client._made.clear()
     assert not is_done_alone(client, "send_call", ("m", b"\x80", 0))
@@ -502,7 +504,7 @@ def some_id(connection, number):
     known = [*connection._taken, *connection._made][::-1]
     if 0 <= number < len(known):
         return known[number]
-    last = connection._last_taken if number % 2 else connection._last_made
+    last = connection._last_taken if number % 2 else connection.last_call_made
     return (last + 2 * (number // 2)) & LAST_ID
 
 
@@ -523,7 +525,7 @@ def worlds(draw):
     if draw(st.sampled_from([True, False, False, False])):
         for maker, taker, parity in ((*world.ends, 1), (*world.ends[::-1], 0)):
             last = draw(st.sampled_from([number for number in MADE_IDS if number & 1 == parity]))
-            maker._last_made = taker._last_taken = last
+            maker.last_call_made = taker._last_taken = last
     for _ in range(draw(st.integers(0, 6))):
         one = draw(st.integers(0, 1))
         with contextlib.suppress(LocalProtocolError, MessageTooLarge):
@@ -587,7 +589,7 @@ def frames_to(draw, connection):
         )
         data = call_frame((connection._last_taken + 2 + off) & LAST_ID, name, value, name_bytes, **header)
     else:
-        data = frame(REPLY, (connection._last_made + off) & LAST_ID, value, **header)
+        data = frame(REPLY, (connection.last_call_made + off) & LAST_ID, value, **header)
     if wrong == "end":
         return data[: draw(st.integers(0, len(data) - 1))]
     return data + draw(st.sampled_from([b"\x00", data])) if wrong == "more" else data

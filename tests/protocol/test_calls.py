@@ -161,6 +161,118 @@ def test_items_stop_without_credit_and_go_on_with_it(codec, ends):
     assert server._streams[call_id].bytes_out == limits.WINDOW_BYTES
 
 
+def test_many_items_are_sent_as_one_by_one(codec, ends):
+    client, server = ends
+    values = [b"%d" % (number % 10) for number in range(limits.WINDOW_ITEMS)]
+    if codec == "json":
+        values[3:5] = [b'"long"', b'"longer"']
+    sent = []
+    for _ in range(2):
+        call_id = call(ends, ITEMS_FOLLOW)
+        if not sent:
+            client.send_items(call_id, values)
+        else:
+            for value in values:
+                client.send_item(call_id, value)
+        assert not client.may_send_item(call_id)
+        with pytest.raises(LocalProtocolError, match="no credit"):
+            client.send_items(call_id, values[:1])
+        sent.append(flow(client, server))
+        assert sent[-1] == [Item(call_id, value, ()) for value in values]
+    assert client._streams[1].bytes_out == client._streams[3].bytes_out
+
+
+def test_more_items_than_there_is_credit_for_are_not_sent_together():
+    ends = greeted("msgpack")
+    client, server = ends
+    call_id = call(ends, ITEMS_FOLLOW)
+    with pytest.raises(LocalProtocolError, match="no credit for all"):
+        client.send_items(call_id, [b"1"] * (limits.WINDOW_ITEMS + 1))
+    with pytest.raises(LocalProtocolError, match="no credit for all"):
+        client.send_items(call_id, [b"1" * (limits.WINDOW_BYTES // 16)] * 17)
+    assert flow(client, server) == []
+    client.send_items(call_id, [b"1" * (limits.WINDOW_BYTES // 16)] * 16)
+    assert len(flow(client, server)) == 16
+    assert not client.may_send_item(call_id)
+
+
+def test_one_long_item_among_many_is_sent_as_well(codec, ends):
+    client, server = ends
+    call_id = call(ends, ITEMS_FOLLOW)
+    values = [b"1", b'"' + b"x" * 2 * limits.JOIN_BYTES_MAX + b'"', b"2"]
+    client.send_items(call_id, values)
+    assert flow(client, server) == [Item(call_id, value, ()) for value in values]
+
+
+def test_items_one_behind_the_other_are_no_more_than_there_is_credit_for():
+    ends = greeted("msgpack")
+    client, server = ends
+    call_id = call(ends, ITEMS_FOLLOW)
+    client._credit_of(call_id).needs_none()
+    client.send_items(call_id, [b"1"] * (limits.WINDOW_ITEMS + 1))
+    *items, failed = flow(client, server)
+    assert items == [Item(call_id, b"1", ())] * limits.WINDOW_ITEMS
+    assert "without credit" in str(failed.error)
+
+
+def test_items_one_behind_the_other_of_a_call_that_was_cancelled_are_dropped():
+    client, server = ends = greeted("msgpack")
+    call_id = call(ends, ITEMS_WANTED)
+    server.send_stream(call_id)
+    server.send_items(call_id, [b"1"] * 3)
+    client.send_cancel(call_id)
+    assert flow(server, client) == []
+    assert client._streams[call_id].items_in == limits.WINDOW_ITEMS - 3
+
+
+def fill_and_take(ends, call_id, codec):
+    """Use up the window of a stream to the client; what the reader there takes of it, one by one."""
+    client, server = ends
+    while server.may_send_item(call_id):
+        server.send_item(call_id, SOME[codec])
+    for event in flow(server, client):
+        if type(event) is Item:
+            client.took_item(call_id, len(event.value))
+            yield
+
+
+def test_the_window_grows_while_both_ends_wait_for_credit(codec, ends):
+    client, server = ends
+    call_id = call(ends, ITEMS_WANTED)
+    server.send_stream(call_id)
+    window = limits.WINDOW_ITEMS
+    while window < limits.WINDOW_ITEMS_MAX:
+        assert client.may_save_up(call_id) == (window // 2, limits.WINDOW_BYTES // 2)
+        for left, _ in zip(range(window - 1, -1, -1), fill_and_take(ends, call_id, codec), strict=True):
+            assert client.widen_window(call_id) == (left == 0)  # as there was something to read before
+        flow(client, server)
+        window *= 2
+        assert server.items_left(call_id) == window
+        assert server.items_widened(call_id) == window - limits.WINDOW_ITEMS
+        assert server._streams[call_id].bytes_out == limits.WINDOW_BYTES
+        assert not client.widen_window(call_id)  # as the server has used up nothing
+    list(fill_and_take(ends, call_id, codec))
+    assert not client.widen_window(call_id)
+    flow(client, server)
+    assert server.items_left(call_id) == limits.WINDOW_ITEMS_MAX
+
+
+def test_the_window_grows_for_a_reader_who_has_not_told_of_all_that_he_took(codec, ends):
+    client, server = ends
+    call_id = call(ends, ITEMS_WANTED)
+    assert not client.widen_window(call_id)
+    server.send_stream(call_id)
+    for _ in range(limits.WINDOW_ITEMS):
+        server.send_item(call_id, SOME[codec])
+    flow(server, client)
+    assert not client.widen_window(call_id, limits.WINDOW_ITEMS - 1)
+    assert client.widen_window(call_id, limits.WINDOW_ITEMS)
+    assert flow(client, server) == [Credit(call_id)]
+    assert server.items_left(call_id) == limits.WINDOW_ITEMS
+    client.send_cancel(call_id)
+    assert not client.widen_window(call_id, 2 * limits.WINDOW_ITEMS)
+
+
 def test_how_many_items_may_still_be_sent(codec, ends):
     client, server = ends
     call_id = call(ends, ITEMS_WANTED)
@@ -491,9 +603,9 @@ def test_ids_go_round_and_pass_over_open_calls(codec, ends):
     client, server = ends
     old = call(ends)
     for end in ends:
-        last = client._last_made if end is client else server._last_taken
+        last = client.last_call_made if end is client else server._last_taken
         assert last == old
-    client._last_made = server._last_taken = 2**32 - 3
+    client.last_call_made = server._last_taken = 2**32 - 3
     assert call(ends) == 2**32 - 1
     assert call(ends) == 3
     server.send_reply(3, SOME[codec])

@@ -21,7 +21,7 @@ files = st.sampled_from([0, 0, 0, 0, 1, 2, 16])
 
 
 @st.composite
-def conversations(draw, codec):
+def conversations(draw, codec):  # noqa: C901 - one case a frame
     """What a client may send: chunks, with descriptors that are plain numbers, no two alike."""
     client, _ = pair(codec)
     if codec == "msgpack":
@@ -29,7 +29,9 @@ def conversations(draw, codec):
     numbers = iter(range(10_000))
     made = []
     for _ in range(draw(st.integers(1, 12))):
-        what = draw(st.sampled_from(["call", "call", "notify", "item", "end", "cancel", "ping", "arena", "retire"]))
+        what = draw(
+            st.sampled_from(["call", "call", "notify", "item", "items", "end", "cancel", "ping", "arena", "retire"])
+        )
         size = draw(payloads)
         value = {"msgpack": bytes(size), "json": b'"%b"' % (b"x" * size)}[codec]
         count = draw(files) if codec == "msgpack" else 0
@@ -45,6 +47,8 @@ def conversations(draw, codec):
                     client.send_notification("näme", value, descriptors=descriptors)
                 case "item":
                     client.send_item(call_id, value, descriptors)
+                case "items":
+                    client.send_items(call_id, [value] * draw(st.integers(1, 5)))
                 case "end":
                     client.send_end(call_id)
                 case "cancel":

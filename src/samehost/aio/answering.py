@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 from abc import abstractmethod
-from time import perf_counter_ns
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from samehost import limits
@@ -18,7 +18,8 @@ from samehost.aio.enclosures import Enclosures
 from samehost.aio.outflow import Outflow
 from samehost.codec import CODECS, CannotEncode
 from samehost.errors import LocalProtocolError, MessageTooLarge
-from samehost.kernel.attaching import Encoded, give_away, is_large
+from samehost.extensions import is_large
+from samehost.kernel.attaching import Encoded, give_away
 from samehost.kernel.closing import Closable
 from samehost.protocol import codes
 from samehost.service.failures import Failure, broken, failure_of
@@ -57,6 +58,27 @@ class Answering(Closable):
         closed: done once the connection is closed.
         has_arenas: whether what comes may refer to memory of the client's.
     """
+
+    __slots__ = (
+        "_codec",
+        "_enclosures",
+        "_features",
+        "_is_alone",
+        "_is_flush_due",
+        "_is_leaving",
+        "_outflow",
+        "_owed_until",
+        "_pending_bytes",
+        "_protocol",
+        "_unsent_bytes",
+        "_unsettled",
+        "_wire",
+        "account",
+        "closed",
+        "has_arenas",
+        "peer",
+        "runner",
+    )
 
     def __init__(self, runner: Runner, account: Account, peer: Peer, new_wire: Callable[[Self, bool], Wire]) -> None:
         self.runner = runner
@@ -108,14 +130,15 @@ class Answering(Closable):
                     self._owe()
                 return
             length = len(encoded)
-            if length >= limits.BLOB_BYTES_MIN and ready.gives_blobs and self._protocol.peer_features:
+            is_long = length > limits.JOIN_BYTES_MAX
+            if is_long and length >= limits.BLOB_BYTES_MIN and ready.gives_blobs and self._protocol.peer_features:
                 self._reply_enclosed(call_id, ready, result)
                 return
             if self.account.used_bytes + length > limits.UID_BYTES_MAX:
                 raise MessageTooLarge(f"uid {self.peer.uid} does not read its answers, so this one was dropped")
             self._protocol.send_reply(call_id, encoded)
             self._unsent_bytes += length
-            if length > limits.JOIN_BYTES_MAX or self._unsent_bytes > limits.OUTPUT_BYTES_MAX:
+            if is_long or self._unsent_bytes > limits.OUTPUT_BYTES_MAX:
                 self.flush()
         except MessageTooLarge as error:
             self._send_failure(call_id, ready, Failure(codes.TOO_LARGE, f"the result: {error}"))
@@ -163,16 +186,19 @@ class Answering(Closable):
         if ready.kinds_out and result is not None and not is_large(result):
             give_away(result)
 
-    def settle(self, began: int) -> None:
+    def settle(self, began: float) -> None:
         """Note how long what was answered just now has taken.
 
         Args:
-            began: when it came, in nanoseconds.
+            began: when it came, in seconds of the monotonic clock.
         """
         if self._unsettled:
-            nanoseconds = perf_counter_ns() - began
+            seconds = monotonic() - began
             for statistics in self._unsettled:
-                statistics.latencies.add(nanoseconds, statistics.unsettled)
+                if statistics.unsettled == 1:
+                    statistics.latencies.note(seconds)
+                else:
+                    statistics.latencies.add(int(seconds * 1e9), statistics.unsettled)
                 statistics.unsettled = 0
             self._unsettled.clear()
 
@@ -287,6 +313,8 @@ class Answering(Closable):
     def flush(self) -> None:
         """Send what there is."""
         self._is_flush_due = False
+        if self._outflow is not None:
+            self._outflow.batches.write()
         # What is neither an answer nor an item is an answer to pings, or credit.
         is_owed = self._unsent_bytes > 0 or self._outflow is None or not self._outflow.has_unsent
         self._unsent_bytes = 0

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from samehost import limits, protocol
 from samehost.codec import MSGPACK
-from samehost.kernel.attaching import Encoded, decode_attached, encode_attached, is_large
-from samehost.kernel.sharing import Sharing, features
+from samehost.extensions import features, is_large
+from samehost.kernel.attaching import Encoded, decode_attached, encode_attached
+from samehost.kernel.sharing import Sharing
 from samehost.protocol import events
 
 if TYPE_CHECKING:

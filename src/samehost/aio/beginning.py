@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from samehost.service.method import Method
 
 _NOTHING_KNOWN: dict[str, Any] = {}
+_NO_METHODS: dict[str, Ready] = {}
 
 
 class Beginning(Answering):
@@ -42,9 +43,11 @@ class Beginning(Answering):
         runner, account, peer, new_wire: as of `Answering`.
     """
 
+    __slots__ = ("_kept", "_notifications", "_table", "_works")
+
     def __init__(self, runner: Runner, account: Account, peer: Peer, new_wire: Callable[[Self, bool], Wire]) -> None:
         super().__init__(runner, account, peer, new_wire)
-        self._table: dict[str, Ready] = {}
+        self._table = _NO_METHODS
         self._works: dict[int, Work] = {}
         self._notifications = 0
         self._kept: Kept | None = None  # what came with the call that is being begun
@@ -57,7 +60,7 @@ class Beginning(Answering):
     def _go_on(self) -> None:
         """Begin the calls that were held back, as far as they go."""
 
-    def _begin(self, event: events.Call | events.Notification, began: int) -> None:
+    def _begin(self, event: events.Call | events.Notification, began: float) -> None:
         call_id = event.call_id
         ready = self._table.get(event.method)
         if ready is None:
@@ -97,7 +100,7 @@ class Beginning(Answering):
         message = f"{len(event.descriptors)} descriptors came for a method that takes none"
         self._handle(self._protocol.fail(codes.UNEXPECTED_DESCRIPTORS, message))
 
-    def _begin_enclosed(self, ready: Ready, event: events.Call | events.Notification, began: int) -> None:
+    def _begin_enclosed(self, ready: Ready, event: events.Call | events.Notification, began: float) -> None:
         """Begin a call whose arguments have files or blobs; what the method does not take over is closed at its end."""
         was_alone, self._is_alone = self._is_alone, False
         self._is_flush_due |= was_alone  # below, and not once more
@@ -128,7 +131,9 @@ class Beginning(Answering):
         kept, self._kept = self._kept, None
         return kept
 
-    def _invoke(self, ready: Ready, arguments: Arguments, event: events.Call | events.Notification, began: int) -> None:
+    def _invoke(
+        self, ready: Ready, arguments: Arguments, event: events.Call | events.Notification, began: float
+    ) -> None:
         method, call_id, context = ready.method, event.call_id, _NOTHING_KNOWN
         if event.context:
             try:
@@ -136,10 +141,10 @@ class Beginning(Answering):
             except CannotDecode as error:
                 self.fail(call_id, ready, Failure(codes.INVALID_ARGUMENTS, f"the context: {error}"))
                 return
-        seconds = event.milliseconds_left / 1000 or method.timeout
-        if seconds and method.timeout:
-            seconds = min(seconds, method.timeout)
-        deadline = Until(seconds, began / 1e9 + seconds) if seconds else NEVER
+        seconds = event.milliseconds_left / 1000
+        if method.timeout is not None:
+            seconds = min(seconds or method.timeout, method.timeout)
+        deadline = Until(seconds, began + seconds) if seconds else NEVER
         call = Call(self.peer, method.name, call_id, deadline, context, self.runner.state, False, None, self)
         starter = self.runner.starter
         if ready.is_async:
@@ -167,7 +172,7 @@ class Beginning(Answering):
             work.in_thread(arguments, starter.context.copy(), outflow if call_id else None)
 
     def _begin_stream(
-        self, ready: Ready, arguments: Arguments, event: events.Call | events.Notification, call: Call, began: int
+        self, ready: Ready, arguments: Arguments, event: events.Call | events.Notification, call: Call, began: float
     ) -> None:
         call_id, length = event.call_id, len(event.arguments)
         if ready.outlet is not None:
@@ -194,7 +199,7 @@ class Beginning(Answering):
         return None
 
     def _new_work(
-        self, call_id: int, ready: Ready, call: Call, began: int, event: events.Call | events.Notification
+        self, call_id: int, ready: Ready, call: Call, began: float, event: events.Call | events.Notification
     ) -> Work:
         work = Work(self, call_id, ready, call, began, len(event.arguments))
         if call_id == NOTIFICATION:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections import deque
 from collections.abc import Iterator
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from samehost.errors import Cancelled
+from samehost.kernel.attaching import may_refer
 
 if TYPE_CHECKING:
     import asyncio
@@ -37,13 +37,18 @@ class BlockingItems(Iterator[Any]):
         self._loop = loop
         self._items: SimpleQueue[events.Item | None] = SimpleQueue()
         self._is_cancelled = False
-        self._taken: deque[events.Item] = deque()
-        self._is_told = False
+        self._may_hold_blobs = False
+        # Taken since the carrier was told, and when it has to be told again.
+        self._taken_items = self._taken_bytes = 0
+        self._due_items = self._due_bytes = 0
+        self._is_starved = True
 
     # On the loop.
 
-    def add(self, item: events.Item) -> None:
-        """Take an item that has come."""
+    def add(self, item: events.Item, *, may_hold_blob: bool = False) -> None:
+        """Take an item that has come; see `Incoming.add`."""
+        if may_hold_blob:
+            self._may_hold_blobs = True
         self._items.put(item)
 
     def end(self) -> None:
@@ -65,10 +70,10 @@ class BlockingItems(Iterator[Any]):
         self._items.put(None)
         return unread
 
-    def _give_credit(self) -> None:
-        self._is_told = False
-        while self._taken:
-            self._carrier.took_item(self._call_id, self._taken.popleft())
+    def _told(self, items: int, byte_count: int, at_once: bool, is_starved: bool) -> None:
+        self._due_items, self._due_bytes = self._carrier.took_items(self._call_id, items, byte_count, at_once=at_once)
+        if is_starved:
+            self._carrier.starved(self._call_id)
 
     # In the method's thread.
 
@@ -78,6 +83,9 @@ class BlockingItems(Iterator[Any]):
         Raises:
             Cancelled: the call was cancelled, or its deadline has passed.
         """
+        if not self._is_starved and self._items.empty() and not self._may_hold_blobs:
+            self._is_starved = True
+            self._tell()
         item = self._items.get()
         if self._is_cancelled or item is None:
             self._items.put(None)  # for whoever asks again
@@ -87,8 +95,14 @@ class BlockingItems(Iterator[Any]):
         try:
             return self._read(item)
         finally:
-            self._taken.append(item)
-            if not self._is_told:
-                self._is_told = True
-                with contextlib.suppress(RuntimeError):  # the loop was closed
-                    self._loop.call_soon_threadsafe(self._give_credit)
+            self._is_starved = False
+            self._taken_items += 1
+            self._taken_bytes += len(item.value)
+            if self._taken_items >= self._due_items or self._taken_bytes >= self._due_bytes or self._may_hold_blobs:
+                self._tell(at_once=self._may_hold_blobs and may_refer(item.value))
+
+    def _tell(self, *, at_once: bool = False) -> None:
+        items, byte_count = self._taken_items, self._taken_bytes
+        self._taken_items = self._taken_bytes = 0
+        with contextlib.suppress(RuntimeError):  # the loop was closed
+            self._loop.call_soon_threadsafe(self._told, items, byte_count, at_once, self._is_starved)

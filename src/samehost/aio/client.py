@@ -21,6 +21,7 @@ from samehost.errors import ArenaFull, DeadlineExceeded, Error, OutcomeUnknown, 
 from samehost.kernel.blob import Blob, allocate
 from samehost.kernel.closing import AsyncClosable
 from samehost.kernel.deadline import Deadline
+from samehost.kernel.spinning import check_busy_wait
 from samehost.protocol import ITEMS_FOLLOW
 from samehost.service.calling import (
     CLIENTS_TIMEOUT,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
     from types import TracebackType
 
+    from samehost.aio.wire import Wire
     from samehost.peer import Peer, Policy
     from samehost.protocol import Payload
     from samehost.service.call import Progress
@@ -76,8 +78,16 @@ class Client(AsyncClosable):
         cls.remote_methods = {**cls.remote_methods, **declared}
 
     def __init__(
-        self, address: Address, *, wait: float = 0.0, timeout: float | None = None, trust: Policy | None = None
+        self,
+        address: Address,
+        *,
+        wait: float = 0.0,
+        timeout: float | None = None,
+        trust: Policy | None = None,
+        busy_wait: float = 0.0,
     ) -> None:
+        check_busy_wait(busy_wait)
+        self._busy_wait = busy_wait
         self._parsed = address
         self._wait = wait
         self._timeout = timeout
@@ -159,11 +169,12 @@ class Client(AsyncClosable):
             raise UsageError(f"window={window}: at least one call has to be under way")
         remote = self.remote_methods.get(method) or RemoteMethod(method)
         under_way: deque[asyncio.Task[Any]] = deque()
+        create_task = asyncio.get_running_loop().create_task  # once, as to ask for the loop takes a system call
         try:
             for arguments in zip(*iterables, strict=False):
                 if len(under_way) >= window:
                     yield await under_way.popleft()
-                under_way.append(asyncio.ensure_future(self._call(remote, arguments, {}, timeout)))
+                under_way.append(create_task(self._call(remote, arguments, {}, timeout)))
             while under_way:
                 yield await under_way.popleft()
         finally:
@@ -383,7 +394,11 @@ class Client(AsyncClosable):
         loop = asyncio.get_running_loop()
         if self._link is not None:
             self._left = [known for known in (*self._left, self._link) if not known.is_closed]
-        new_wire = partial(SocketWire, loop, connection.socket)
+        new_wire: Callable[[Link, bool], Wire] = partial(SocketWire, loop, connection.socket)
+        if self._busy_wait:
+            from samehost.aio.spinning import new_caller_wire
+
+            new_wire = partial(new_caller_wire, loop, connection.socket, self._busy_wait)
         self._link = Link(self.address, connection.peer, new_wire, kinds_wanted(self.remote_methods))
         return self._link
 
@@ -493,6 +508,7 @@ def connect(
     wait: float = 0.0,
     timeout: float | None = limits.CALL_SECONDS,
     trust: Policy | None = None,
+    busy_wait: float = 0.0,
 ) -> Connecting[AnyClient]: ...
 
 
@@ -504,6 +520,7 @@ def connect(
     wait: float = 0.0,
     timeout: float | None = limits.CALL_SECONDS,
     trust: Policy | None = None,
+    busy_wait: float = 0.0,
 ) -> Connecting[T]: ...
 
 
@@ -514,6 +531,7 @@ def connect(
     wait: float = 0.0,
     timeout: float | None = limits.CALL_SECONDS,
     trust: Policy | None = None,
+    busy_wait: float = 0.0,
 ) -> Connecting[Any]:
     """Connect to a service as `samehost.connect` does; an `interface` is made from this module's `Client`.
 
@@ -521,4 +539,5 @@ def connect(
     """
     if not (isinstance(interface, type) and issubclass(interface, Client)):
         raise UsageError(f"{interface!r} is not a class made from samehost.aio.Client")
-    return Connecting(_connected(partial(interface, parse(address), wait=wait, timeout=timeout, trust=trust)))
+    new_client = partial(interface, parse(address), wait=wait, timeout=timeout, trust=trust, busy_wait=busy_wait)
+    return Connecting(_connected(new_client))

@@ -12,17 +12,21 @@ import asyncio
 import contextlib
 from collections.abc import Coroutine
 from contextvars import Context, copy_context
+from types import CoroutineType, GeneratorType, coroutine
 from typing import TYPE_CHECKING, Any
 
 from samehost.service.call import current_call
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
     from types import FrameType
 
     from samehost.service.call import Call
 
 _enter_task = asyncio.tasks._enter_task  # noqa: SLF001 - "Extending asyncio" in its manual
 _leave_task = asyncio.tasks._leave_task  # noqa: SLF001
+_set_call = current_call.set
+_send: Any = GeneratorType.send
 
 
 class Starter:
@@ -38,8 +42,9 @@ class Starter:
         self.context = copy_context()
         self.waiting: asyncio.Task[Any] | None = None
         self._spare = _Rest(loop)
+        self._lane = _Lane()
 
-    def start(self, coroutine: Coroutine[Any, Any, Any], call: Call) -> Any:
+    def start(self, started: Coroutine[Any, Any, Any], call: Call) -> Any:
         """Run the first step of a coroutine, on behalf of a call.
 
         Returns:
@@ -48,7 +53,7 @@ class Starter:
         Raises:
             Whatever the coroutine raises.
         """
-        spare = self._spare
+        spare, lane = self._spare, self._lane
         task = spare.task
         if spare.wake.done() or task.cancelling():  # it was cancelled while it was nobody's
             spare = self._spare = _Rest(self._loop)
@@ -56,13 +61,20 @@ class Starter:
         context = self.context.copy()
         _enter_task(self._loop, task)
         try:
-            context.run(current_call.set, call)
-            waits_for = context.run(coroutine.send, None)
-        except StopIteration as end:
-            return end.value
+            context.run(_set_call, call)
+            lane.is_free = False
+            waits_for = context.run(_send, lane.steps, started)
+        except BaseException:
+            self._lane = _Lane()
+            raise
         finally:
             _leave_task(self._loop, task)
-        spare.take_over(coroutine, context, waits_for)
+        if lane.is_free:
+            result, lane.result = lane.result, None
+            return result
+        lane.is_left = True
+        self._lane = _Lane()
+        spare.take_over(started, lane.steps, context, waits_for)
         self._spare = _Rest(self._loop)
         self.waiting = task
         return None
@@ -87,6 +99,39 @@ class Starter:
         await asyncio.wait([self._spare.task])
 
 
+class _Lane:
+    """Runs coroutines, one after the other; from one that has to wait on, that one alone.
+
+    Attributes:
+        steps: is sent each coroutine in its turn.
+        result: of the one that has ended last; to be taken, or it would live on.
+        is_free: whether that is all there is to it; set to False before it is sent the next one.
+        is_left: it ends with the coroutine that it runs, and with its result.
+    """
+
+    __slots__ = ("is_free", "is_left", "result", "steps")
+
+    def __init__(self) -> None:
+        self.result: Any = None
+        self.is_free = True
+        self.is_left = False
+        self.steps = self._run()
+        self.steps.send(None)
+
+    @coroutine
+    def _run(self) -> Generator[Any, Any, Any]:
+        while True:
+            started = yield
+            # One of a kind of its own, such as Cython's, has an iterator for this.
+            awaited: Any = started if type(started) is CoroutineType else started.__await__()
+            result = yield from awaited
+            if self.is_left:
+                return result
+            self.result = result
+            del started, awaited, result
+            self.is_free = True
+
+
 class _Rest(Coroutine[Any, Any, Any]):
     """What a spare task runs: it waits for a coroutine that was begun elsewhere, and then is the rest of that.
 
@@ -98,6 +143,7 @@ class _Rest(Coroutine[Any, Any, Any]):
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._coroutine: Coroutine[Any, Any, Any] | None = None
+        self._steps: Generator[Any, Any, Any] | None = None
         self._context: Context | None = None
         self._waits_for: Any = None
         self._is_handed_over = False
@@ -105,9 +151,16 @@ class _Rest(Coroutine[Any, Any, Any]):
         self.wake: asyncio.Future[None] = loop.create_future()
         self.task = asyncio.Task(self, loop=loop)
 
-    def take_over(self, coroutine: Coroutine[Any, Any, Any], context: Context, waits_for: Any) -> None:
-        """Be the rest of a coroutine that waits for this."""
-        self._coroutine = coroutine
+    def take_over(
+        self,
+        started: Coroutine[Any, Any, Any],
+        steps: Generator[Any, Any, Any],
+        context: Context,
+        waits_for: Any,
+    ) -> None:
+        """Be the rest of a coroutine, which is run by these steps and waits for this."""
+        self._coroutine = started
+        self._steps = steps
         self._context = context
         self._waits_for = waits_for
         del self.task  # or the two of them would keep each other, and the result, until the garbage is collected
@@ -116,17 +169,17 @@ class _Rest(Coroutine[Any, Any, Any]):
 
     def send(self, value: Any) -> Any:
         """Take the next step."""
-        if self._coroutine is None:
+        if self._steps is None:
             return next(iter(self.wake))
         if not self._is_handed_over:
             self._is_handed_over = True
             return self._waits_for  # which the task now waits for, as if it had been asked for just now
         assert self._context is not None
-        return self._context.run(self._step, self._coroutine.send, value)
+        return self._context.run(self._step, self._steps.send, value)
 
     def throw(self, *error: Any) -> Any:
         """Take the next step with an error, usually CancelledError."""
-        if self._coroutine is None:
+        if self._steps is None:
             raise error[0]
         if self.is_given_up:
             with contextlib.suppress(BaseException):  # it may swallow that as well
@@ -138,7 +191,7 @@ class _Rest(Coroutine[Any, Any, Any]):
                 return self._waits_for  # as a cancelled task does, which wakes up with what it waits for
         assert self._context is not None
         try:
-            return self._context.run(self._step, self._coroutine.throw, *error)
+            return self._context.run(self._step, self._steps.throw, *error)
         finally:
             del error  # which leads to this frame: the two would keep each other, and the call with its connection
 
@@ -154,8 +207,8 @@ class _Rest(Coroutine[Any, Any, Any]):
 
     def close(self) -> None:
         """End the coroutine with GeneratorExit."""
-        if self._coroutine is not None:
-            self._coroutine.close()
+        if self._steps is not None:
+            self._steps.close()
 
     def __await__(self) -> Any:
         raise NotImplementedError("only a task runs this")

@@ -12,17 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from samehost import limits
 from samehost.aio.attachments import encode_plainly
-from samehost.aio.items import Carrier
+from samehost.aio.items import Batch, Batches, Carrier
 from samehost.codec import CannotEncode
 from samehost.errors import MessageTooLarge, UsageError
-from samehost.kernel.attaching import may_refer
 
 if TYPE_CHECKING:
     import asyncio
 
     from samehost.aio.link import Link
     from samehost.aio.wire import Wire
-    from samehost.protocol import events
 
 
 class ItemFlow(Carrier):
@@ -41,17 +39,23 @@ class ItemFlow(Carrier):
         self._wire = wire
         self._protocol = link.attachments.protocol
         self.is_sending = False
-        self._unsent_bytes = 0  # since the last flush
+        self._batches = Batches(self._protocol)
+        self._batch_of: dict[int, Batch] = {}  # the last one of each call that sends
         self._waiting: dict[int, asyncio.Future[None]] = {}
 
     def may_send_item(self, call_id: int) -> bool:
         """See `Carrier.may_send_item`; what the server takes has to be known as well."""
-        return (
-            not self._wire.pending_bytes
-            and self._unsent_bytes < limits.ITEMS_BYTES_AT_ONCE
-            and self._protocol.is_greeted
-            and self._protocol.may_send_item(call_id)
-        )
+        batch = self._batch_of.get(call_id)
+        if batch is not None and batch.items_left:
+            return True
+        if self._wire.pending_bytes or not self._protocol.is_greeted:
+            return False
+        batch = self._batch_of[call_id] = self._batches.begin(call_id)
+        if not batch.items_left:
+            return False
+        self.is_sending = True
+        self._link.flush_soon()
+        return True
 
     async def room_for_item(self, call_id: int) -> bool:
         """See `Carrier.room_for_item`."""
@@ -75,6 +79,10 @@ class ItemFlow(Carrier):
             UsageError: it cannot travel.
         """
         payload = encode_plainly(value)
+        if payload is not None and len(payload) <= limits.JOIN_BYTES_MAX:
+            self._batch_of[call_id].add(payload)
+            return
+        self._batches.write()
         try:
             if payload is not None:
                 self._protocol.send_item(call_id, payload)
@@ -85,21 +93,29 @@ class ItemFlow(Carrier):
                 payload = encoded.payload
         except (CannotEncode, MessageTooLarge) as error:
             raise UsageError(f"an item cannot travel: {error}") from error
-        self.is_sending = True
-        self._unsent_bytes += len(payload) + limits.ITEM_OVERHEAD_BYTES
-        self._link.flush_soon()
+        self._batches.unsent_bytes += len(payload) + limits.ITEM_OVERHEAD_BYTES
 
     def send_end(self, call_id: int) -> None:
         """Say that all items of a call were sent, unless it is over."""
+        self._batches.write()
         if self._link.is_wanted(call_id):
             self._protocol.send_end(call_id)
             self._link.flush_soon()
 
-    def took_item(self, call_id: int, item: events.Item) -> None:
-        """See `Carrier.took_item`."""
-        may_have_blob = bool(item.descriptors) or self._link.attachments.has_arenas
-        self._protocol.took_item(call_id, len(item.value), at_once=may_have_blob and may_refer(item.value))
-        self._link.flush_soon()
+    def forget(self, call_id: int) -> None:
+        """Send no further items of a call."""
+        self._batch_of.pop(call_id, None)
+
+    def took_items(self, call_id: int, items: int, byte_count: int, *, at_once: bool) -> tuple[int, int]:
+        """See `Giver.took_items`."""
+        if self._protocol.took_item(call_id, byte_count, items=items, at_once=at_once):
+            self._link.flush_soon()
+        return self._protocol.may_save_up(call_id)
+
+    def starved(self, call_id: int) -> None:
+        """See `Giver.starved`."""
+        if self._protocol.widen_window(call_id):
+            self._link.flush_soon()
 
     # What the link tells.
 
@@ -109,9 +125,13 @@ class ItemFlow(Carrier):
         if waiting is not None and not waiting.done():
             waiting.set_result(None)
 
+    def write(self) -> None:
+        """Write what is to be sent with the next flush."""
+        self._batches.write()
+
     def flushed(self) -> None:
         """Go on, if the connection has taken what was written."""
-        self._unsent_bytes = 0
+        self._batches.unsent_bytes = 0
         self.is_sending = bool(self._waiting)
         if self._waiting and not self._wire.pending_bytes:
             self.go_on()

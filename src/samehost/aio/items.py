@@ -12,19 +12,32 @@ from collections import deque
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, Protocol
 
+from samehost import limits
 from samehost.errors import UsageError
+from samehost.kernel.attaching import may_refer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from samehost import protocol
     from samehost.protocol import events
 
 
 class Giver(Protocol):
     """What a connection offers to the readers of streams."""
 
-    def took_item(self, call_id: int, item: events.Item) -> None:
-        """Take note that the reader has this item, so that the peer may send another one."""
+    def took_items(self, call_id: int, items: int, byte_count: int, *, at_once: bool) -> tuple[int, int]:
+        """Take note that the reader has items of so many bytes, so that the peer may send further ones.
+
+        Args:
+            at_once: return their credit now, as one of them has a blob.
+
+        Returns:
+            After how many more items, and how many bytes of them, to be told again.
+        """
+
+    def starved(self, call_id: int) -> None:
+        """Take note that the reader has all that has come, of which all was told, and waits."""
 
 
 class Carrier(Giver, Protocol):
@@ -54,7 +67,20 @@ class Incoming(AsyncIterator[Any]):
         read: makes a value of what has come; whatever it raises, the reader gets, and the next item after it.
     """
 
-    __slots__ = ("_call_id", "_carrier", "_error", "_is_over", "_items", "_read", "_waiting")
+    __slots__ = (
+        "_call_id",
+        "_carrier",
+        "_due_bytes",
+        "_due_items",
+        "_error",
+        "_is_over",
+        "_items",
+        "_may_hold_blobs",
+        "_read",
+        "_taken_bytes",
+        "_taken_items",
+        "_waiting",
+    )
 
     def __init__(self, carrier: Giver, call_id: int, read: Callable[[events.Item], Any]) -> None:
         self._carrier = carrier
@@ -64,11 +90,22 @@ class Incoming(AsyncIterator[Any]):
         self._is_over = False
         self._error: BaseException | None = None
         self._waiting: asyncio.Future[None] | None = None
+        self._may_hold_blobs = False
+        # Taken since the carrier was told, and when it has to be told again.
+        self._taken_items = self._taken_bytes = 0
+        self._due_items = self._due_bytes = 0
 
-    def add(self, item: events.Item) -> None:
-        """Take an item that has come."""
+    def add(self, item: events.Item, *, may_hold_blob: bool = False) -> None:
+        """Take an item that has come.
+
+        Args:
+            may_hold_blob: it came with descriptors, or after memory that it may refer to.
+        """
         self._items.append(item)
-        self._wake()
+        if may_hold_blob:
+            self._may_hold_blobs = True
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
 
     def end(self, error: BaseException | None = None) -> None:
         """Take note that no further item comes; a second time does nothing.
@@ -90,6 +127,11 @@ class Incoming(AsyncIterator[Any]):
     def __aiter__(self) -> Incoming:
         return self
 
+    @property
+    def has_some(self) -> bool:
+        """Whether there is an item to `take`."""
+        return bool(self._items)
+
     async def __anext__(self) -> Any:
         while not self._items:
             if self._is_over:
@@ -99,15 +141,31 @@ class Incoming(AsyncIterator[Any]):
                 finally:
                     del error  # which has this frame in its traceback from now on
             await self._wait()
+        return self.take()
+
+    def take(self) -> Any:
+        """The next item, which is there."""
         item = self._items.popleft()
         try:
             return self._read(item)
         finally:
-            self._carrier.took_item(self._call_id, item)
+            self._taken_items += 1
+            self._taken_bytes += len(item.value)
+            if self._taken_items >= self._due_items or self._taken_bytes >= self._due_bytes or self._may_hold_blobs:
+                self._tell(at_once=self._may_hold_blobs and may_refer(item.value))
+
+    def _tell(self, *, at_once: bool = False) -> None:
+        items, byte_count = self._taken_items, self._taken_bytes
+        self._taken_items = self._taken_bytes = 0
+        self._due_items, self._due_bytes = self._carrier.took_items(self._call_id, items, byte_count, at_once=at_once)
 
     async def _wait(self) -> None:
         if self._waiting is not None:
             raise UsageError("another task waits for the next item of this stream")
+        if not self._may_hold_blobs:
+            if self._taken_items:
+                self._tell()
+            self._carrier.starved(self._call_id)
         self._waiting = asyncio.get_running_loop().create_future()
         try:
             await self._waiting
@@ -117,6 +175,71 @@ class Incoming(AsyncIterator[Any]):
     def _wake(self) -> None:
         if self._waiting is not None and not self._waiting.done():
             self._waiting.set_result(None)
+
+
+class Batch:
+    """Items of one stream for which there is credit and room, and that were not written yet.
+
+    Args:
+        items, byte_count: how many there may be, and how many bytes of them; the last one may be longer.
+
+    Attributes:
+        items_left: how many more may be added.
+        payloads: those that were.
+    """
+
+    __slots__ = ("_bytes_left", "items_left", "payloads")
+
+    def __init__(self, items: int, byte_count: int) -> None:
+        self.items_left = items if byte_count > 0 else 0
+        self.payloads: list[bytes] = []
+        self._bytes_left = byte_count
+
+    def add(self, payload: bytes) -> None:
+        """Add an item, which is there to stay."""
+        self.payloads.append(payload)
+        self._bytes_left -= len(payload) + limits.ITEM_OVERHEAD_BYTES
+        self.items_left = self.items_left - 1 if self._bytes_left > 0 else 0
+
+
+NO_BATCH = Batch(0, 0)
+
+
+class Batches:
+    """The items of all streams of one connection that go into its output with the next flush, each stream's in one go.
+
+    Args:
+        found: this end of the protocol.
+
+    Attributes:
+        unsent_bytes: of items, and what else is counted here, that were written since the last flush.
+    """
+
+    def __init__(self, found: protocol.Connection) -> None:
+        self.unsent_bytes = 0
+        self._protocol = found
+        self._open: dict[int, Batch] = {}
+
+    def begin(self, call_id: int) -> Batch:
+        """A batch for as much as may be sent now, which may be nothing."""
+        self.write()
+        room = min(self._protocol.bytes_left(call_id), limits.ITEMS_BYTES_AT_ONCE - self.unsent_bytes)
+        batch = Batch(self._protocol.items_left(call_id), room)
+        if batch.items_left:
+            self._open[call_id] = batch
+        return batch
+
+    def write(self) -> None:
+        """Write what there is; nothing can be added to it any more."""
+        if not self._open:
+            return
+        batches, self._open = self._open, {}
+        for call_id, batch in batches.items():
+            batch.items_left = 0
+            payloads = batch.payloads
+            if payloads and self._protocol.may_send_item(call_id):  # the call may have ended meanwhile
+                self._protocol.send_items(call_id, payloads)
+                self.unsent_bytes += sum(map(len, payloads)) + len(payloads) * limits.ITEM_OVERHEAD_BYTES
 
 
 async def send_items(

@@ -76,15 +76,15 @@ class Loan:
         if encoded.sealed_bytes:
             self._sealed.append((self._sent, encoded.sealed_bytes))
 
-    def sent(self) -> None:
-        """Take note that an item was sent, whatever it was."""
-        self._sent += 1
+    def sent(self, items: int = 1) -> None:
+        """Take note that items were sent, whatever they were."""
+        self._sent += items
 
     def taken(self, items_left: int) -> None:
         """Take note that the caller has returned credit.
 
         Args:
-            items_left: how many items it takes now.
+            items_left: how many items it takes now, without those that its window has grown by.
         """
         taken = self._sent - limits.WINDOW_ITEMS + items_left
         self._is_exact = self._is_exact or taken % _SAVED_ITEMS_MAX != 0

@@ -305,6 +305,10 @@ class Link:
         error = too_late(self._remotes[call_id].name, self._address, deadline.timeout or 0.0, what)
         return self.loop.call_later(deadline.left(), self.give_up, call_id, error)
 
+    def has_calls(self) -> bool:
+        """Whether somebody here waits for an answer, or for items."""
+        return bool(self._remotes)
+
     def is_wanted(self, call_id: int) -> bool:
         """Whether somebody here waits for a call to end, or for its items."""
         return call_id in self._remotes
@@ -340,6 +344,8 @@ class Link:
     def flush(self) -> None:
         """Send what has come together."""
         self._is_flush_due = False
+        if self.items.is_sending:
+            self.items.write()
         chunks = self._protocol.data_to_send()
         if not chunks:
             return
@@ -378,7 +384,7 @@ class Link:
         if type(event) is events.Item:
             opened = self._open_calls.get(event.call_id)
             if opened is not None:
-                opened.items.add(event)
+                opened.items.add(event, may_hold_blob=bool(event.descriptors) or self.attachments.has_arenas)
             else:  # the call was ended here, by something else that has come with this read
                 self.attachments.discard(event)
         elif type(event) is events.Credit:

@@ -29,10 +29,11 @@ def serve(
     connections_max: int = limits.CONNECTIONS_MAX,
     connections_per_uid_max: int = limits.CONNECTIONS_PER_UID_MAX,
     threads_max: int = limits.THREADS_MAX,
+    busy_wait: float = 0.0,
     ready: Callable[[], object] | None = None,
 ) -> None:
     """Serve a service until told to end, and then drain; arguments and errors are those of `samehost.aio.serve`."""
-    with asyncio.Runner(loop_factory=_new_loop) as runner:
+    with asyncio.Runner(loop_factory=new_loop) as runner:
         runner.run(
             services.serve(
                 service,
@@ -45,12 +46,14 @@ def serve(
                 connections_max=connections_max,
                 connections_per_uid_max=connections_per_uid_max,
                 threads_max=threads_max,
+                busy_wait=busy_wait,
                 ready=ready,
             )
         )
 
 
-def _new_loop() -> asyncio.AbstractEventLoop:
+def new_loop() -> asyncio.AbstractEventLoop:
+    """A loop, of uvloop if that is installed."""
     try:
         import uvloop
     except ImportError:

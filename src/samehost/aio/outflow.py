@@ -12,10 +12,11 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
 from samehost import limits
+from samehost.aio.items import NO_BATCH, Batch, Batches
 from samehost.aio.lending import blob_bytes
 from samehost.codec import CannotEncode
 from samehost.errors import MessageTooLarge, UsageError
-from samehost.kernel.attaching import is_large
+from samehost.extensions import is_large
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 _BYTES_AT_ONCE = limits.ITEMS_BYTES_AT_ONCE
 _OVERHEAD_BYTES = limits.ITEM_OVERHEAD_BYTES
+_BYTES = frozenset((bytes, bytearray, memoryview))
 _BLOB_BYTES_PER_BYTE = 64  # a blob counts for so much less in that, but does count, as it may have been copied
 _NOTES_MAX = limits.CALLS_MAX  # that come from threads faster than the loop takes them
 
@@ -58,6 +60,7 @@ class Outflow:
 
     Attributes:
         codec: as above.
+        batches: items that are about to be written; what else is said of their calls is written behind them.
     """
 
     def __init__(self, session: Answering, found: protocol.Connection, wire: Wire, codec: Codec) -> None:
@@ -66,7 +69,8 @@ class Outflow:
         self._enclosures = session.enclosures  # made here, on the loop, as threads encode as well
         self._protocol = found
         self._wire = wire
-        self._unsent_bytes = 0
+        self._encode_raw = codec.encode_raw
+        self.batches = Batches(found)
         self._waiting: dict[int, Sender] = {}
         self._lent: dict[int, list[tuple[Loan, int]]] = {}  # by shares; each may be out for several streams
         self._notes: dict[int, bytes] = {}
@@ -82,17 +86,27 @@ class Outflow:
     @property
     def has_unsent(self) -> bool:
         """Whether items or notes were written since the last flush."""
-        return self._unsent_bytes > 0
+        return self.batches.unsent_bytes > 0
+
+    def begin_batch(self, call_id: int) -> Batch:
+        """As many items of this call as may be sent now."""
+        if self._wire.pending_bytes:
+            return NO_BATCH
+        batch = self.batches.begin(call_id)
+        if batch.items_left:
+            self._session.flush_soon()
+        return batch
 
     @property
     def _is_clear(self) -> bool:
-        return not self._wire.pending_bytes and self._unsent_bytes < _BYTES_AT_ONCE
+        return not self._wire.pending_bytes and self.batches.unsent_bytes < _BYTES_AT_ONCE
 
     def may_send(self, call_id: int) -> bool:
         """Whether an item of this call may be sent now."""
+        self.batches.write()
         return (
             not self._wire.pending_bytes
-            and self._unsent_bytes < _BYTES_AT_ONCE
+            and self.batches.unsent_bytes < _BYTES_AT_ONCE
             and self._protocol.may_send_item(call_id)
         )
 
@@ -100,15 +114,19 @@ class Outflow:
         """How many items its caller takes."""
         return self._protocol.items_left(call_id)
 
+    def items_widened(self, call_id: int) -> int:
+        """How many items its caller takes beyond what every stream begins with."""
+        return self._protocol.items_widened(call_id)
+
     def encode(self, value: Any) -> bytes | Encoded:
         """Encode an item, in any thread.
 
         Raises:
             CannotEncode: it cannot travel.
         """
-        if not is_large(value):
+        if type(value) not in _BYTES or not is_large(value):
             try:
-                encoded = self.codec.encode_raw(value)
+                encoded = self._encode_raw(value)
             except Exception:  # whatever msgspec raises for what it cannot encode by itself
                 return self._enclosures.encode(value)
             if len(encoded) < limits.BLOB_BYTES_MIN or not self._protocol.peer_features:
@@ -127,13 +145,15 @@ class Outflow:
         """
         if isinstance(encoded, bytes):
             self._protocol.send_item(call_id, encoded)
-            self._unsent_bytes += len(encoded) + _OVERHEAD_BYTES
+            self.batches.unsent_bytes += len(encoded) + _OVERHEAD_BYTES
         else:
             self._enclosures.write(encoded, self._protocol.send_item, call_id)
             loan.lend(encoded)
             for share, block in encoded.shares.items():
                 self._lent.setdefault(share, []).append((loan, block.byte_count))
-            self._unsent_bytes += len(encoded.payload) + _OVERHEAD_BYTES + blob_bytes(encoded) // _BLOB_BYTES_PER_BYTE
+            self.batches.unsent_bytes += (
+                len(encoded.payload) + _OVERHEAD_BYTES + blob_bytes(encoded) // _BLOB_BYTES_PER_BYTE
+            )
         self._session.flush_soon()
 
     def released(self, shares: Iterable[int]) -> None:
@@ -152,10 +172,16 @@ class Outflow:
         """What the client takes beside bytes, and whether it may be sent parts of the arena now."""
         return self._enclosures.offered
 
-    def took(self, call_id: int, byte_count: int, *, at_once: bool) -> None:
-        """Return the credit for an item of the caller's that was read."""
-        self._protocol.took_item(call_id, byte_count, at_once=at_once)
-        self._session.flush_soon()
+    def took(self, call_id: int, items: int, byte_count: int, *, at_once: bool) -> tuple[int, int]:
+        """Return the credit for items of the caller's that were read; see `Giver.took_items`."""
+        if self._protocol.took_item(call_id, byte_count, items=items, at_once=at_once):
+            self._session.flush_soon()
+        return self._protocol.may_save_up(call_id)
+
+    def starved(self, call_id: int) -> None:
+        """See `Giver.starved`."""
+        if self._protocol.widen_window(call_id):
+            self._session.flush_soon()
 
     def wait(self, sender: Sender) -> None:
         """Call it once there is room, if it has credit; without any, it hears of that first."""
@@ -194,13 +220,14 @@ class Outflow:
             self._notes[call_id] = encoded
         elif self._protocol.is_open(call_id) and not self._protocol.is_cancelled(call_id):
             self._notes.pop(call_id, None)
+            self.batches.write()
             self._protocol.send_note(call_id, encoded)
-            self._unsent_bytes += len(encoded) + _OVERHEAD_BYTES
+            self.batches.unsent_bytes += len(encoded) + _OVERHEAD_BYTES
             self._session.flush_soon()
 
     def flushed(self) -> None:
         """Go on, now that what was written has been handed to the connection."""
-        self._unsent_bytes = 0
+        self.batches.unsent_bytes = 0
         self.go_on()
 
     def go_on(self) -> None:

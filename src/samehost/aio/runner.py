@@ -10,11 +10,13 @@ import contextlib
 import logging
 import os
 import threading
+from dataclasses import dataclass
 from functools import reduce
 from operator import or_
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+import samehost.protocol.lines  # noqa: F401 - now, as there may be no descriptor left when a client needs it
 from samehost import limits
 from samehost.aio.eager import Starter
 from samehost.aio.threads import Threads
@@ -22,8 +24,7 @@ from samehost.aio.topics import TopicOutlet, method_of
 from samehost.aio.watchdog import Watchdog
 from samehost.codec import CODECS
 from samehost.errors import UsageError
-from samehost.extensions import BLOBS, kinds_in
-from samehost.kernel.sharing import features
+from samehost.extensions import BLOBS, features, kinds_in
 from samehost.protocol import BOTH_STREAMS, ITEMS_WANTED
 from samehost.service.description import (
     DESCRIBE,
@@ -73,7 +74,8 @@ class Account:
         self.blob_bytes = 0
 
 
-class Ready(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Ready:
     """A method made ready for one codec, so that a call looks things up once.
 
     Attributes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from time import perf_counter_ns
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from samehost import limits, protocol
@@ -43,9 +43,11 @@ class Session(Beginning):
         runner, account, peer, new_wire: as of `Answering`.
     """
 
+    __slots__ = ("_held", "_is_holding", "_kept_bytes", "_timer", "_watched_frame")
+
     def __init__(self, runner: Runner, account: Account, peer: Peer, new_wire: Callable[[Session, bool], Wire]) -> None:
         super().__init__(runner, account, peer, new_wire)
-        self._held: deque[tuple[_Held, int]] = deque()
+        self._held: deque[tuple[_Held, float]] | None = None  # made for the first that is held back
         self._is_holding = False
         self._kept_bytes = 0  # of frames that have not come whole, as on the account
         self._watched_frame = 0
@@ -66,7 +68,7 @@ class Session(Beginning):
             return
         if not files and not self._is_holding and (call := found.receive_call_alone(data)) is not None:
             self._is_alone = True
-            began = perf_counter_ns()
+            began = monotonic()
             self._begin(call, began)
             if self._is_alone:
                 self._is_alone = False
@@ -133,14 +135,13 @@ class Session(Beginning):
         if happened and type(happened[-1]) is events.Failed:
             self._fail(happened[-1], happened)
             return
-        began = perf_counter_ns()
+        began = monotonic()
         self._is_flush_due = True  # below, and not once more
         for event in happened:
             kind = type(event)
             if kind is events.Call or kind is events.Notification:
                 if self._is_holding:
-                    self._held.append((event, began))  # type: ignore[arg-type]
-                    self.account.used_bytes += _bytes_of(event)  # type: ignore[arg-type]
+                    self._hold(event, began)  # type: ignore[arg-type]
                 else:
                     self._begin(event, began)  # type: ignore[arg-type]
             elif kind in _OF_CALLS:
@@ -165,13 +166,12 @@ class Session(Beginning):
             for work in list(self._works.values()):
                 work.released()
 
-    def _handle_call(self, event: Any, kind: type, began: int) -> None:
+    def _handle_call(self, event: Any, kind: type, began: float) -> None:
         """Take what is for a call that was begun, or is held back."""
         work = self._works.get(event.call_id)
         if work is None:
             if self._held and (kind is events.Item or kind is events.End):
-                self._held.append((event, began))
-                self.account.used_bytes += _bytes_of(event)
+                self._hold(event, began)
             elif kind is events.Item:
                 self.let_go(event)
         elif kind is events.Cancel:
@@ -248,6 +248,13 @@ class Session(Beginning):
             self._wire.pause()
             self._look_for_client_soon()
 
+    def _hold(self, event: _Held, began: float) -> None:
+        """Keep what came while nothing is begun."""
+        if self._held is None:
+            self._held = deque()
+        self._held.append((event, began))
+        self.account.used_bytes += _bytes_of(event)
+
     def _go_on(self) -> None:
         """Begin the calls that were held back, as far as they go, and then read on."""
         if not self._is_holding or self._has_enough or self._protocol is None or self.closed.done():
@@ -266,7 +273,7 @@ class Session(Beginning):
             if self._protocol.is_mid_frame:
                 self._watch_frame(self._protocol)  # anew, as it was not for the client to go on
 
-    def _begin_held(self, found: protocol.Connection, event: events.Call | events.Notification, began: int) -> None:
+    def _begin_held(self, found: protocol.Connection, event: events.Call | events.Notification, began: float) -> None:
         """Begin a call that was held back, if somebody still waits for it."""
         if type(event) is events.Call:
             if not found.is_open(event.call_id):
@@ -277,9 +284,9 @@ class Session(Beginning):
                 self.let_go(event)
                 found.send_error(event.call_id, codes.CANCELLED, "the call was cancelled")
                 return
-        now = perf_counter_ns()
+        now = monotonic()
         if event.milliseconds_left:
-            left = event.milliseconds_left - (now - began) // 1_000_000
+            left = event.milliseconds_left - int((now - began) * 1000)
             if left <= 0:
                 self.let_go(event)
                 self._refuse(
@@ -320,10 +327,10 @@ class Session(Beginning):
     def _abandon(self) -> None:
         """Stop what is at work for this client, and begin nothing more, but let the notifications at work go on."""
         self._abandon_calls()
-        self.account.used_bytes -= sum(_bytes_of(event) for event, _ in self._held)
-        for event, _ in self._held:
+        held, self._held = self._held or (), None
+        for event, _ in held:
+            self.account.used_bytes -= _bytes_of(event)
             self.let_go(event)
-        self._held.clear()
 
     def _abandon_calls(self) -> None:
         for work in list(self._works.values()):

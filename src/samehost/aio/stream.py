@@ -90,6 +90,7 @@ class OpenCall:
             try:
                 await send_items(self._link.items, self._call_id, source)
             finally:
+                self._link.items.forget(self._call_id)
                 await _close(source)
         except asyncio.CancelledError:
             # The source was, or this task by somebody who cancels all: no answer would ever come.
@@ -161,6 +162,9 @@ class OpenCall:
             InvalidResult: it is not of its declared type.
             BadBlob: it refers to memory that is not what it should be.
         """
+        is_plain = not self._ahead and not event.descriptors and not self._link.attachments.has_arenas
+        if is_plain and type(event) is events.Item:
+            return self._remote.item(event.value)
         found = self._ahead.pop(id(event), None) if id(event) in self._ahead else self._decoded(event)
         if isinstance(found, PeerError):
             raise found
@@ -295,7 +299,8 @@ class Stream(AsyncIterator[T]):
             raise StopAsyncIteration
         try:
             call = self._call or await self._opened()
-            item = await call.items.__anext__()
+            items = call.items
+            item = items.take() if items.has_some else await items.__anext__()
         except BaseException as error:
             if isinstance(error, StopAsyncIteration):
                 await self._finish()

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 from samehost import limits
 from samehost.aio.blocking_items import BlockingItems
 from samehost.aio.enclosures import Kept, too_many_files
-from samehost.aio.items import Incoming, send_items
+from samehost.aio.items import NO_BATCH, Incoming, send_items
 from samehost.aio.lending import Loan, blob_bytes
 from samehost.aio.work import Work
 from samehost.codec import CannotDecode, CannotEncode
 from samehost.errors import BadBlob, InvalidArguments, MessageTooLarge
-from samehost.kernel.attaching import decode_attached, may_refer
+from samehost.kernel.attaching import decode_attached
 from samehost.protocol import ITEMS_FOLLOW, ITEMS_WANTED, codes, events
 from samehost.service.call import current_call
 from samehost.service.failures import Failure, broken
@@ -54,7 +54,7 @@ class StreamWork(Work):
         call_id: int,
         ready: Ready,
         call: Call,
-        began: int,
+        began: float,
         arguments_bytes: int,
         outflow: Outflow,
     ) -> None:
@@ -84,7 +84,7 @@ class StreamWork(Work):
 
     def add(self, item: events.Item) -> None:
         """Take an item of the caller's."""
-        account, length = self._session.account, len(item.value)
+        account, length = self._session.account, len(item.value) + limits.ITEM_OVERHEAD_BYTES
         if self._is_over or self._incoming is None:
             self._session.let_go(item)
             return
@@ -97,7 +97,7 @@ class StreamWork(Work):
             return
         account.used_bytes += length
         self._unread_bytes += length
-        self._incoming.add(item)
+        self._incoming.add(item, may_hold_blob=bool(item.descriptors) or self._session.has_arenas)
 
     def _keep(self, item: events.Item) -> bool:
         """Keep the files of an item until the call is over; false if it ends the call."""
@@ -118,20 +118,22 @@ class StreamWork(Work):
         if self._incoming is not None:
             self._incoming.end()
 
-    def took_item(self, call_id: int, item: events.Item) -> None:
-        """See `Carrier.took_item`."""
-        byte_count = len(item.value)
+    def took_items(self, call_id: int, items: int, byte_count: int, *, at_once: bool) -> tuple[int, int]:
+        """See `Giver.took_items`."""
         if self._unread_bytes:
-            self._unread_bytes -= byte_count
-            self._session.account.used_bytes -= byte_count
+            counted = byte_count + items * limits.ITEM_OVERHEAD_BYTES
+            self._unread_bytes -= counted
+            self._session.account.used_bytes -= counted
         if self.kept is not None:
             self.kept.recount()
-        may_have_blob = bool(item.descriptors) or self._session.has_arenas
-        self._outflow.took(call_id, byte_count, at_once=may_have_blob and may_refer(item.value))
+        return self._outflow.took(call_id, items, byte_count, at_once=at_once)
+
+    def starved(self, call_id: int) -> None:
+        """See `Giver.starved`."""
+        self._outflow.starved(call_id)
 
     def _read(self, item: events.Item) -> Any:
         """Decode an item; on the loop, or in the method's thread."""
-        place = f"$.{self.ready.method.signature.stream_parameter}[{self._count}]"
         self._count += 1
         try:
             if item.descriptors:
@@ -140,14 +142,19 @@ class StreamWork(Work):
                 return decode_attached(self._read_item, item.value, self._session.enclosures.incoming(()))
             return self._read_item(item.value)
         except CannotDecode as error:
-            failure = Failure(codes.INVALID_ARGUMENTS, place + str(error).removeprefix("$"))
+            failure = Failure(codes.INVALID_ARGUMENTS, self._place + str(error).removeprefix("$"))
         except BadBlob as error:
-            failure = Failure(codes.BAD_BLOB, f"{place}: {error}")
+            failure = Failure(codes.BAD_BLOB, f"{self._place}: {error}")
         if self.ready.method.is_async:
             self._end(failure)
         else:
             self._post(self._end, failure)
         raise InvalidArguments(failure.message)
+
+    @property
+    def _place(self) -> str:
+        """Of the item that was read last."""
+        return f"$.{self.ready.method.signature.stream_parameter}[{self._count - 1}]"
 
     def _post(self, callback: Callable[..., None], *values: Any) -> None:
         with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits for this any more
@@ -161,7 +168,7 @@ class StreamWork(Work):
 
     def credited(self) -> None:
         """Go on, as the caller takes more."""
-        self._loan.taken(self._outflow.items_left(self.call_id))
+        self._loan.taken(self._outflow.items_left(self.call_id) - self._outflow.items_widened(self.call_id))
         self.go_on()
 
     def released(self) -> None:
@@ -213,10 +220,11 @@ class StreamWork(Work):
 class LoopStream(StreamWork):
     """A call of a method that runs on the loop."""
 
-    __slots__ = ("_is_closing", "_result", "_room")
+    __slots__ = ("_batch", "_is_closing", "_result", "_room")
 
     def start(self, arguments: Arguments) -> None:
         """Begin: the first step is taken at once."""
+        self._batch = NO_BATCH
         starter = self._session.runner.starter
         self._is_closing = False
         self._room: asyncio.Future[None] | None = None
@@ -237,8 +245,13 @@ class LoopStream(StreamWork):
                 self._stop()
 
     def _stop(self) -> None:
+        self._write_batch()
         self.go_on()
         self._session.runner.loop.call_soon(self._cancel)
+
+    def _done(self, result: Any, error: BaseException | None) -> None:
+        self._write_batch()
+        super()._done(result, error)
 
     def _cancel(self) -> None:
         if self.task is not None and not self._is_closing:  # as a cancellation would hit its `finally`
@@ -267,6 +280,29 @@ class LoopStream(StreamWork):
     def _noting_result(self, source: Any) -> Generator[Any, None, None]:
         self._result = yield from source
 
+    def may_send_item(self, call_id: int) -> bool:
+        """See `Carrier.may_send_item`."""
+        return self._batch.items_left > 0 or self._begin_batch()
+
+    def _begin_batch(self) -> bool:
+        """See how much may be sent now; whether it is anything."""
+        self._write_batch()
+        if not self._is_over and self._loan.may_grow:
+            self._batch = self._outflow.begin_batch(self.call_id)
+        return self._batch.items_left > 0
+
+    def _write_batch(self) -> None:
+        """Write what may have come together, so that what is written from now on is behind it."""
+        if self._batch is not NO_BATCH:
+            self._outflow.batches.write()
+            self._loan.sent(len(self._batch.payloads))
+            self._batch = NO_BATCH
+
+    def credited(self) -> None:
+        """See `StreamWork.credited`."""
+        self._write_batch()
+        super().credited()
+
     async def room_for_item(self, call_id: int) -> bool:
         """See `Carrier.room_for_item`."""
         while not self._is_over:
@@ -286,7 +322,11 @@ class LoopStream(StreamWork):
             encoded = self._outflow.encode(value)
         except CannotEncode as error:
             self._cannot_encode(error)
+            return
+        if type(encoded) is bytes and len(encoded) <= limits.JOIN_BYTES_MAX:
+            self._batch.add(encoded)
         else:
+            self._write_batch()
             self._send_encoded(encoded)
 
     def go_on(self) -> bool:
@@ -417,11 +457,12 @@ class ThreadStream(StreamWork):
         """Send what was made, and have more made as far as the caller takes it."""
         made, call_id = self._made, self.call_id
         while made and self.may_send_item(call_id):
-            encoded = made.popleft()
-            self._sent_items += 1
-            self._sent_bytes += length_of(encoded)
-            self._sent_blob_bytes += blob_bytes(encoded)
-            self._send_encoded(encoded)
+            if not self._send_batch():
+                encoded = made.popleft()
+                self._sent_items += 1
+                self._sent_bytes += length_of(encoded)
+                self._sent_blob_bytes += blob_bytes(encoded)
+                self._send_encoded(encoded)
         if self._is_over:
             made.clear()
         elif made:
@@ -436,6 +477,18 @@ class ThreadStream(StreamWork):
         elif not made and self in self._session.runner.works:
             self._done(*self._outcome)
         return False
+
+    def _send_batch(self) -> bool:
+        """Send the short ones among the first that were made; whether there were any."""
+        made, batch = self._made, self._outflow.begin_batch(self.call_id)
+        while made and batch.items_left and type(made[0]) is bytes and len(made[0]) <= limits.JOIN_BYTES_MAX:
+            batch.add(made.popleft())  # type: ignore[arg-type]
+        self._outflow.batches.write()
+        count = len(batch.payloads)
+        self._sent_items += count
+        self._sent_bytes += sum(map(len, batch.payloads))
+        self._loan.sent(count)
+        return count > 0
 
     def _stop(self) -> None:
         super()._stop()

@@ -69,6 +69,10 @@ class Threads:
             return  # those that there are will do
         self._threads.append(thread)
 
+    def are_idle(self) -> bool:
+        """Whether no job is in a thread's hands."""
+        return not self._in_hand
+
     def done(self, owner: Hashable) -> None:
         """Take note that a job of this owner is over."""
         waiting = self._waiting.get(owner)

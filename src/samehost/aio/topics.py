@@ -19,8 +19,8 @@ from samehost.aio.streaming import length_of
 from samehost.aio.work import Work
 from samehost.codec import CODECS, CannotEncode
 from samehost.errors import MessageTooLarge, UsageError
-from samehost.extensions import BLOBS, kinds_in
-from samehost.kernel.attaching import Encoded, FilesNotTaken, encode_attached, is_large
+from samehost.extensions import BLOBS, is_large, kinds_in
+from samehost.kernel.attaching import Encoded, FilesNotTaken, encode_attached
 from samehost.protocol import codes
 from samehost.service.call import Progress
 from samehost.service.description import TopicFigures
@@ -204,7 +204,7 @@ class Subscription(Work):
         call_id: int,
         ready: Ready,
         call: Call,
-        began: int,
+        began: float,
         arguments_bytes: int,
         outflow: Outflow,
         outlet: TopicOutlet,

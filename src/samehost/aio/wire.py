@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 from samehost import limits
 from samehost.errors import ReceiverFull, UnexpectedFiles
 from samehost.kernel.handed import pass_no_files
+from samehost.kernel.heap import keep_memory_at_hand
 from samehost.kernel.messages import take_control
 from samehost.kernel.outgoing import next_message, refused_for, remove_sent
 
@@ -33,6 +34,7 @@ _FILES_ROOM = socket.CMSG_LEN(limits.FILES_PER_MESSAGE_MAX * 4)
 _PIECES_MAX = 64
 _LAST_READS_MAX = 64
 _READS_MAX = 4
+_ROOM_AT_FIRST = limits.RECEIVE_BYTES_AT_FIRST
 
 
 class Owner(Protocol):
@@ -61,6 +63,8 @@ class Wire(Protocol):
         pending_bytes: what was sent and has found no room yet.
         sent_bytes: what was sent and has found room, so far.
     """
+
+    __slots__ = ()
 
     pending_bytes: int
     sent_bytes: int
@@ -96,6 +100,27 @@ class Wire(Protocol):
 class SocketWire(Wire):
     """A connected socket, ours to close, and its owner, who takes open files or not."""
 
+    __slots__ = (
+        "_files_room",
+        "_has_ended",
+        "_is_closed",
+        "_is_deaf",
+        "_is_reading",
+        "_is_told_once",
+        "_look",
+        "_loop",
+        "_owner",
+        "_queue",
+        "_refused_since",
+        "_retry",
+        "_room",
+        "_short_reads",
+        "_socket",
+        "_stall",
+        "pending_bytes",
+        "sent_bytes",
+    )
+
     def __init__(
         self, loop: asyncio.AbstractEventLoop, connected: socket.socket, owner: Owner, takes_files: bool = False
     ) -> None:
@@ -104,7 +129,7 @@ class SocketWire(Wire):
         self._loop = loop
         self._socket = connected
         self._owner = owner
-        self._queue: deque[Chunk] = deque()
+        self._queue: deque[Chunk] | None = None  # made for the first chunk that finds no room, and dropped once it did
         self._is_reading = False
         self._is_closed = False
         self._has_ended = False
@@ -113,7 +138,9 @@ class SocketWire(Wire):
         self._stall: asyncio.TimerHandle | None = None
         self._retry: asyncio.TimerHandle | None = None
         self._refused_since: float | None = None
-        self._room = limits.RECEIVE_BYTES_AT_FIRST
+        keep_memory_at_hand()
+        self._room = _ROOM_AT_FIRST
+        self._short_reads = 0
         self._files_room: int | None = None
         if takes_files:
             self._files_room = _FILES_ROOM
@@ -151,7 +178,8 @@ class SocketWire(Wire):
             self._owner.lost(error)
             return False
         if data:
-            self._room = limits.RECEIVE_BYTES if len(data) == self._room else limits.RECEIVE_BYTES_AT_FIRST
+            if len(data) >= self._room or self._room != _ROOM_AT_FIRST:
+                self._change_room(len(data))
             if files:
                 self._owner.received(data, files)
             else:
@@ -163,6 +191,16 @@ class SocketWire(Wire):
         self.pause()
         self._owner.ended()
         return False
+
+    def _change_room(self, byte_count: int) -> None:
+        """Make room for much after a read that took all there was, until so many reads have been short."""
+        if byte_count >= _ROOM_AT_FIRST:
+            self._room = limits.RECEIVE_BYTES
+            self._short_reads = 0
+        else:
+            self._short_reads += 1
+            if self._short_reads == limits.LONG_READS_KEPT:
+                self._room = _ROOM_AT_FIRST
 
     def _files_of(self, control: list[tuple[int, int, bytes]], found: int) -> tuple[File, ...]:
         if not self._files_room:
@@ -212,6 +250,8 @@ class SocketWire(Wire):
             self._write_now()
 
     def _queue_up(self, chunk: Chunk) -> None:
+        if self._queue is None:
+            self._queue = deque()
         self._queue.append(chunk)
         self.pending_bytes += len(chunk[0])
 
@@ -235,6 +275,7 @@ class SocketWire(Wire):
         self.pending_bytes -= sent
         self.sent_bytes += sent
         self._refused_since = None
+        assert self._queue is not None
         remove_sent(self._queue, sent)
         if self._stall is not None and self._queue:
             self._stall.cancel()
@@ -285,7 +326,7 @@ class SocketWire(Wire):
 
     def _forget_output(self) -> None:
         self._wait_no_more()
-        self._queue.clear()
+        self._queue = None
         self.pending_bytes = 0
 
     def _wait_no_more(self) -> None:

@@ -65,7 +65,7 @@ class Work:
         call_id: 0 for a notification.
         ready: its method.
         call: what the method knows of it.
-        began: when it came, in nanoseconds.
+        began: when it came, in seconds of the monotonic clock.
         task: what the method runs in; None in a thread.
         is_answered: whether the caller has been told, or is gone.
         kept: the files that came with it; None for none.
@@ -87,7 +87,7 @@ class Work:
     )
 
     def __init__(
-        self, session: Beginning, call_id: int, ready: Ready, call: Call, began: int, arguments_bytes: int
+        self, session: Beginning, call_id: int, ready: Ready, call: Call, began: float, arguments_bytes: int
     ) -> None:
         self.call_id = call_id
         self.ready = ready
@@ -196,7 +196,7 @@ class Work:
         if seconds is None:
             self.call.deadline = NEVER
         else:
-            self.call.deadline = Until(seconds, self.began / 1e9 + seconds)
+            self.call.deadline = Until(seconds, self.began + seconds)
             self._timer = self._session.runner.loop.call_later(self.call.deadline.left(), self._expire)
 
     def cancel(self) -> None:

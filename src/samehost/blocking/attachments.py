@@ -1,27 +1,29 @@
 """Files and blobs on a client's connection, for threads: what goes beside the bytes, and what comes so.
 
-`kernel.sharing` keeps the books of it, with the connection's lock held. Values are encoded and decoded without it, as
-that may take its time, and run code of the program's.
+`kernel.sharing` keeps the books of it, with the connection's lock held, from the first file or blob on: a program that
+never meets one does not import what it takes. Values are encoded and decoded without the lock, as that may take its
+time, and run code of the program's.
 """
 
 from __future__ import annotations
 
 import socket
+import threading
 from typing import TYPE_CHECKING, Any
 
 from samehost import limits, protocol
 from samehost.codec import MSGPACK
 from samehost.errors import UnexpectedFiles
-from samehost.kernel.attaching import Encoded, decode_attached, encode_attached, is_large
-from samehost.kernel.blob import Blob
+from samehost.extensions import features, is_large
 from samehost.kernel.messages import take_control
-from samehost.kernel.sharing import Sharing, features
 from samehost.protocol import events
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from samehost.kernel.attaching import Encoded
     from samehost.kernel.files import File
+    from samehost.kernel.sharing import Sharing
     from samehost.protocol import Payload
 
     Received = bytes | tuple[bytes, list[Any], int, Any]
@@ -31,10 +33,10 @@ FILES_ROOM = socket.CMSG_LEN(limits.FILES_PER_MESSAGE_MAX * 4)
 
 
 def holds_large(values: Iterable[Any]) -> bool:
-    """Whether some of these had better travel in memory, which is to be seen before they are copied."""
+    """Whether some of these are bytes that had better travel in memory, which is to be seen before they are copied."""
     for value in values:  # looked at for every call: `any` would take three times as long
         cls = type(value)
-        if cls is Blob or ((cls is bytes or cls is memoryview or cls is bytearray) and is_large(value)):
+        if (cls is bytes or cls is memoryview or cls is bytearray) and is_large(value):
             return True
     return False
 
@@ -58,8 +60,11 @@ class Attachments:
         self.protocol = protocol.connect(features=taken)
         self.are_taken = bool(taken)
         self.has_arenas = False
-        self._sharing = Sharing(peer_uid, taken)
-        self._sharing.on_release = on_release
+        self._peer_uid = peer_uid
+        self._taken = taken
+        self._on_release = on_release
+        self._sharing: Sharing | None = None
+        self._making = threading.Lock()
 
     def encode(self, value: Any, parts: Iterable[Any]) -> bytes | Encoded:
         """Encode a value for this server, as far as it has said yet what it takes.
@@ -78,16 +83,18 @@ class Attachments:
                 encoded = b""  # there is more to it than bytes, or it cannot travel at all
             if 0 < len(encoded) < limits.BLOB_BYTES_MIN:
                 return encoded
+        from samehost.kernel.attaching import encode_attached
+
         offered = self.protocol.peer_features
-        return encode_attached(MSGPACK, value, offered, arena_allowed=self._sharing.allows_arena(offered))
+        return encode_attached(MSGPACK, value, offered, arena_allowed=self._shared().allows_arena(offered))
 
     def ship(self, encoded: Encoded) -> None:
         """Make the server able to read what is sent next; raises OSError if no more descriptors can be had."""
-        self._sharing.ship(self.protocol, encoded)
+        self._shared().ship(self.protocol, encoded)
 
     def unship(self, encoded: Encoded) -> None:
         """It was not sent after all."""
-        self._sharing.unship(encoded)
+        self._shared().unship(encoded)
 
     def received(self, arrived: Received) -> tuple[bytes, tuple[File, ...]]:
         """What a read has brought: its bytes, and the files that came with them.
@@ -120,7 +127,9 @@ class Attachments:
         """
         if not files and not self.has_arenas:
             return read(payload)
-        return decode_attached(read, payload, self._sharing.incoming(files))
+        from samehost.kernel.attaching import decode_attached
+
+        return decode_attached(read, payload, self._shared().incoming(files))
 
     def discard(self, event: events.Reply | events.Item | events.Discarded) -> None:
         """Let go of what came with something that nobody will read."""
@@ -129,7 +138,7 @@ class Attachments:
                 payload = event.payload
             else:
                 payload = event.result if isinstance(event, events.Reply) else event.value
-            self._sharing.discard(payload, event.descriptors)
+            self._shared().discard(payload, event.descriptors)
 
     def take(self, event: events.Event) -> None:
         """Take what the server says of memory.
@@ -138,18 +147,18 @@ class Attachments:
             RemoteProtocolError: it may not.
         """
         if isinstance(event, events.Released):
-            self._sharing.released(event.shares)
+            self._shared().released(event.shares)
         elif isinstance(event, events.ArenaPassed):
-            self._sharing.take_arena(event)
+            self._shared().take_arena(event)
             self.has_arenas = True
         elif isinstance(event, events.ArenaRetired):
-            self._sharing.retired(event.arena)
+            self._shared().retired(event.arena)
         elif isinstance(event, events.Discarded):
             self.discard(event)
 
     def write_releases(self) -> None:
         """Write what the server is to be told of its memory."""
-        shares = self._sharing.take_releases()
+        shares = self._shared().take_releases()
         if shares:
             self.protocol.send_release(shares)
 
@@ -158,8 +167,22 @@ class Attachments:
 
         What has come can be read for as long as this is referred to, as by streams with items that nobody has taken.
         """
-        self._sharing.close(keeps_arenas=True)
+        if self._sharing is not None:
+            self._sharing.close(keeps_arenas=True)
 
     def forget(self) -> None:
         """In a child made by fork, leave the connection's memory to the parent."""
-        self._sharing.on_release = None
+        if self._sharing is not None:
+            self._sharing.on_release = None
+
+    def _shared(self) -> Sharing:
+        """What is shared, from now on if nothing was so far."""
+        if self._sharing is None:
+            from samehost.kernel.sharing import Sharing
+
+            with self._making:  # by one of the threads that encode their first blobs
+                if self._sharing is None:
+                    sharing = Sharing(self._peer_uid, self._taken)
+                    sharing.on_release = self._on_release
+                    self._sharing = sharing
+        return self._sharing

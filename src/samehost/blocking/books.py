@@ -89,6 +89,10 @@ class Books:
         """Whether nobody waits here any more, and nobody will."""
         return self._is_over
 
+    def is_led_by(self, waiting: Waiting) -> bool:
+        """Whether it is the thread of this call that reads for all."""
+        return self._leader is waiting
+
     def _forget_call(self, waiting: Waiting) -> None:
         try:
             if self._calls.pop(waiting.call_id, None) is not None and not self._is_over:

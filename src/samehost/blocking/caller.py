@@ -40,6 +40,7 @@ from samehost.service.remote import RemoteMethod, kinds_wanted
 
 if TYPE_CHECKING:
     from samehost.peer import Policy
+    from samehost.service.call import TimeLeft
 
 _TRIES_MAX = 5
 """How often a call is sent whose outcome is unknown each time, or to servers that end before they say a word, as one
@@ -59,7 +60,14 @@ class Caller(Closable):
 
     remote_methods: ClassVar[dict[str, RemoteMethod]] = {}
 
-    def __init__(self, address: Address, *, wait: float, timeout: float | None, trust: Policy | None) -> None:
+    def __init__(
+        self, address: Address, *, wait: float, timeout: float | None, trust: Policy | None, busy_wait: float
+    ) -> None:
+        if busy_wait:
+            from samehost.kernel.spinning import check_busy_wait
+
+            check_busy_wait(busy_wait)
+        self._busy_wait = busy_wait
         self._address = address
         self._wait = wait
         self._timeout = timeout
@@ -67,7 +75,7 @@ class Caller(Closable):
         self._description: tuple[Link, Description] | None = None
         self._dialling = threading.RLock()
         connection = dial(self._address, wait=wait, timeout=timeout, trust=trust)
-        self._link: Link | None = Link(connection, kinds_wanted(self.remote_methods))
+        self._link: Link | None = Link(connection, kinds_wanted(self.remote_methods), busy_wait)
         self._links = [self._link]
         self._is_closed = False
         _callers.add(self)
@@ -138,7 +146,7 @@ class Caller(Closable):
         if is_hopeless or (was_sent and not self._is_idempotent(remote, waiting.deadline)):
             raise lost(waiting.method, self.address, link.why, was_sent=was_sent) from link.fault
 
-    def _is_idempotent(self, remote: RemoteMethod, deadline: Deadline) -> bool:
+    def _is_idempotent(self, remote: RemoteMethod, deadline: TimeLeft) -> bool:
         """Whether a method may be called again: as the client's class says, or else the server that is there now."""
         if remote.is_idempotent is not None:
             return remote.is_idempotent
@@ -177,11 +185,11 @@ class Caller(Closable):
             with contextlib.suppress(RuntimeError):  # it is not ours, as the time was over, or we were interrupted
                 self._dialling.release()
 
-    def _dial(self, deadline: Deadline) -> Link:
+    def _dial(self, deadline: TimeLeft) -> Link:
         left = deadline.left()
         wait = min(self._wait, left)
         connection = dial(self._address, wait=wait, timeout=left - wait, trust=self._trust)
-        return Link(connection, kinds_wanted(self.remote_methods))
+        return Link(connection, kinds_wanted(self.remote_methods), self._busy_wait)
 
     def _describe(self, timeout: float | ClientTimeout | None) -> Description:
         link, known = self._link, self._description

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from samehost.blocking.attachments import Attachments
     from samehost.blocking.upload import Upload
     from samehost.kernel.attaching import Encoded
-    from samehost.kernel.deadline import Deadline
+    from samehost.kernel.deadline import Deadline, Until
     from samehost.protocol import Payload
     from samehost.service.call import Progress
 
@@ -82,7 +82,7 @@ class Waiting(msgspec.Struct, eq=False, gc=False):
     method: str
     arguments: bytes
     context: bytes
-    deadline: Deadline
+    deadline: Deadline | Until
     flags: int = 0
     values: Any = None
     encoded: Encoded | None = None
@@ -139,7 +139,9 @@ class Waiting(msgspec.Struct, eq=False, gc=False):
             self.answer = end
         else:
             self.end = end
-        self.tell()
+        self.has_news = True
+        if self.wake is not None:
+            self.rouse()
 
     def tell(self) -> None:
         """Wake the thread, if it sleeps and nobody has woken it yet: there is news."""

@@ -9,6 +9,7 @@ import math
 import time
 from collections import deque
 from itertools import islice
+from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
 from samehost import limits
@@ -16,12 +17,9 @@ from samehost.address import parse
 from samehost.blocking.attachments import holds_large
 from samehost.blocking.caller import Caller
 from samehost.blocking.calls import Waiting
-from samehost.blocking.stream import Stream
-from samehost.blocking.upload import Upload
-from samehost.codec import MSGPACK, CannotDecode
+from samehost.codec import MSGPACK
 from samehost.errors import ArenaFull, DeadlineExceeded, Error, UsageError
-from samehost.kernel.blob import Blob, allocate
-from samehost.kernel.deadline import Deadline
+from samehost.kernel.deadline import Deadline, Until
 from samehost.protocol import ITEMS_FOLLOW
 from samehost.protocol.events import Reply
 from samehost.service.call import current_call
@@ -42,6 +40,8 @@ if TYPE_CHECKING:
 
     from samehost.address import Address
     from samehost.blocking.link import Link
+    from samehost.blocking.stream import Stream
+    from samehost.kernel.blob import Blob
     from samehost.peer import Peer, Policy
     from samehost.service.call import Progress
     from samehost.service.description import Description, MethodDescription
@@ -91,8 +91,10 @@ class Client(Caller):
         wait: float = 0.0,
         timeout: float | None = limits.CALL_SECONDS,
         trust: Policy | None = None,
+        busy_wait: float = 0.0,
     ) -> None:
-        super().__init__(parse(address), wait=wait, timeout=timeout, trust=trust)
+        super().__init__(parse(address), wait=wait, timeout=timeout, trust=trust, busy_wait=busy_wait)
+        self._seconds = math.inf if timeout is None else timeout
         self._names: dict[str, RemoteMethod] = {}
 
     def __init_subclass__(cls) -> None:
@@ -262,11 +264,10 @@ class Client(Caller):
         together: list[Waiting] = []
         for arguments in islice(items, count):
             if together:
-                first = together[0]
-                together.append(self._waiting_beside(remote, arguments, timeout, first))
+                together.append(self._waiting_beside(remote, arguments, timeout, together[0]))
             else:
                 together.append(self._waiting(remote, arguments, {}, timeout))
-            self._make_plain(together[-1])
+                self._make_plain(together[0])
         return together
 
     def _waiting_beside(
@@ -282,6 +283,7 @@ class Client(Caller):
                 return Waiting(first.method, encoded, first.context, first.deadline)
         waiting = self._waiting_with_more(remote, arguments, {}, timeout, first.context)
         waiting.deadline = first.deadline
+        self._make_plain(waiting)
         return waiting
 
     def _finish(self, remote: RemoteMethod, link: Link, waiting: Waiting) -> Any:
@@ -299,6 +301,8 @@ class Client(Caller):
             DeadlineExceeded: there was none in time.
             UsageError: the size is negative, or more than a blob can have.
         """
+        from samehost.kernel.blob import allocate
+
         try:
             return allocate(size)
         except ArenaFull:
@@ -307,6 +311,8 @@ class Client(Caller):
             )
 
     def _allocate_later(self, size: int, deadline: Deadline) -> Blob:
+        from samehost.kernel.blob import allocate
+
         while True:
             seconds = min(_MEMORY_PAUSE_SECONDS, deadline.left())
             link = self._link
@@ -349,14 +355,19 @@ class Client(Caller):
         link = self._link
         if link is None or not link.takes_calls or not waiting.arguments or remote.is_stream:
             return self._answered(remote, timeout, *self._exchange(remote, waiting))
-        link.make(waiting)
-        answer = waiting.answer
-        if type(answer) is not Reply:
-            return self._answered(remote, timeout, *self._exchange(remote, waiting, link))
         try:
-            return remote.decode(answer.result)
-        except CannotDecode:
-            return remote.result(answer.result)  # which says what it is the result of
+            result = link.call_alone(waiting)
+            if result is None:
+                link.make(waiting)
+                return self._answered(remote, timeout, *self._exchange(remote, waiting, link))
+        except BaseException:
+            if link.is_led_by(waiting):  # a signal handler has raised between the two
+                link.abandon(waiting)
+            raise
+        try:
+            return remote.decode(result)
+        except Exception:
+            return remote.result(result)  # which says what it is the result of
 
     def _answered(
         self, remote: RemoteMethod, timeout: float | ClientTimeout | None, link: Link, waiting: Waiting
@@ -372,6 +383,8 @@ class Client(Caller):
         waiting.values = None  # which nobody needs any more, large as they may be
         if timeout is CLIENTS_TIMEOUT:
             waiting.deadline = Deadline(seconds_for(None))
+        from samehost.blocking.stream import Stream
+
         return Stream[Any](remote, link, waiting, self.address)
 
     def _waiting(
@@ -382,16 +395,18 @@ class Client(Caller):
         timeout: float | ClientTimeout | None,
     ) -> Waiting:
         """A call, ready to be sent."""
-        seconds = self._timeout if timeout is CLIENTS_TIMEOUT else timeout
         context = b""
         if current_call.get() is not None:
-            seconds = seconds_for(seconds)
             context = context_to_hand_on()
+            deadline: Deadline | Until = Deadline(seconds_for(self._timeout if timeout is CLIENTS_TIMEOUT else timeout))
+        elif timeout is CLIENTS_TIMEOUT:
+            deadline = Until(self._seconds, monotonic() + self._seconds)
+        else:
+            deadline = Deadline(timeout)
         if not remote.is_plain or (positional and by_name):
             return self._waiting_with_more(remote, positional, by_name, timeout, context)
         if remote.may_send_blobs and holds_large(positional or by_name.values()):
             return self._waiting_with_more(remote, positional, by_name, timeout, context)
-        deadline = Deadline(seconds)
         try:
             encoded = _encode(positional or by_name)
         except Exception:
@@ -418,6 +433,8 @@ class Client(Caller):
         seconds = seconds_for(self._timeout if timeout is CLIENTS_TIMEOUT else timeout)
         if items is None:
             return Waiting(remote.name, b"", context, Deadline(seconds), remote.flags, values)
+        from samehost.blocking.upload import Upload
+
         upload = Upload(
             remote.name,
             items,
@@ -485,6 +502,7 @@ def connect(
     wait: float = ...,
     timeout: float | None = ...,
     trust: Policy | None = ...,
+    busy_wait: float = ...,
 ) -> AnyClient: ...
 
 
@@ -496,6 +514,7 @@ def connect(
     wait: float = ...,
     timeout: float | None = ...,
     trust: Policy | None = ...,
+    busy_wait: float = ...,
 ) -> AClient: ...
 
 
@@ -506,6 +525,7 @@ def connect(
     wait: float = 0.0,
     timeout: float | None = limits.CALL_SECONDS,
     trust: Policy | None = None,
+    busy_wait: float = 0.0,
 ) -> Client:
     """Connect to a service, and make sure that it is the right one before anything is sent.
 
@@ -517,6 +537,8 @@ def connect(
         timeout: seconds that a call may take, and that a full backlog is waited for; None for as long as it takes.
         trust: who may be serving. By default this user and root, or whoever serves on a path where nobody but root,
             this user and that user could have put a socket.
+        busy_wait: the most seconds, up to 0.02, that a core is kept busy looking for an answer before the thread that
+            waits for it sleeps. Where answers usually take longer that is not done, but for one hundredth of the time.
 
     Raises:
         AddressError: the address is none, or leads to something that is not such a socket.
@@ -524,8 +546,8 @@ def connect(
         NotPermitted: the modes on the path keep this user out.
         UntrustedServer: somebody else serves there.
         DeadlineExceeded: the backlog stayed full.
-        UsageError: the interface is no such class.
+        UsageError: the interface is no such class, or `busy_wait` too long.
     """
     if not (isinstance(interface, type) and issubclass(interface, Client)):
         raise UsageError(f"{interface!r} is not a class made from samehost.Client")
-    return interface(address, wait=wait, timeout=timeout, trust=trust)
+    return interface(address, wait=wait, timeout=timeout, trust=trust, busy_wait=busy_wait)

@@ -26,17 +26,18 @@ from samehost.blocking.calls import Outcome, Waiting
 from samehost.blocking.waiting import READ, WRITE, wait_for
 from samehost.codec import CannotEncode
 from samehost.errors import DeadlineExceeded, Error, MessageTooLarge, UsageError
-from samehost.kernel.attaching import FilesNotTaken
 from samehost.kernel.deadline import Deadline, Until
 from samehost.kernel.handed import pass_no_files
-from samehost.protocol.events import Reply
+from samehost.kernel.heap import keep_memory_at_hand
 from samehost.service.calling import milliseconds_of, too_late
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from samehost.blocking.connection import Connection
+    from samehost.blocking.spinning import Spinner
     from samehost.kernel.attaching import Encoded
+    from samehost.protocol import Payload
     from samehost.service.call import TimeLeft
 
 Arguments: TypeAlias = tuple[tuple[int, ...], ...]
@@ -62,8 +63,7 @@ _LEADER_LOOK_SECONDS = 1.0
 _FORKED = "the connection is that of the process that this one was forked from"
 
 _ROOM_AT_FIRST = (limits.RECEIVE_BYTES_AT_FIRST,)
-_ROOM = (limits.RECEIVE_BYTES,)
-_ROOM_FOR_LONG = (4 * limits.RECEIVE_BYTES,)  # as much as a socket holds; too much to be had for every short answer
+_ROOM = (limits.RECEIVE_BYTES,)  # as much as a socket holds
 _NO_FILES = (0,)
 _AT_ONCE = (_DONT_WAIT,)
 _THE_END = b""
@@ -74,14 +74,24 @@ class Link(Books):
 
     Args:
         kinds: what is wanted of the server may hold these, as `extensions.kinds_in` says.
+        busy_wait: seconds to look for an answer before sleeping.
     """
 
-    def __init__(self, connection: Connection, kinds: int) -> None:
+    def __init__(self, connection: Connection, kinds: int, busy_wait: float = 0.0) -> None:
         super().__init__(connection, kinds)
         self._has_asked = False
         self._receive, self._how, self._how_at_once = self._ways_to_receive()
         # One call from here on until what the kernel has given is kept: see `_wait`.
-        self._next_answer = partial(map, self._receive, _ROOM_AT_FIRST, *self._how)
+        keep_memory_at_hand()
+        self._next_answer: Callable[[], Iterable[Any]] = partial(map, self._receive, _ROOM_AT_FIRST, *self._how)
+        self._long_answers = 0  # how many of those to come are to be had room for
+        self._spinner: Spinner | None = None
+        if busy_wait:
+            from samehost.blocking.spinning import Spinner
+
+            self._spinner = Spinner(self._receive, self._how_at_once, self._arrived, self._outbox, busy_wait)
+            self._next_answer = partial(self._spinner.next, _ROOM_AT_FIRST, self._next_answer)
+        self._next_short_answer = self._next_answer
         seconds = struct.pack("@ll", 0, int(_KERNEL_WAIT_SECONDS * 1_000_000))
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, seconds)
 
@@ -104,12 +114,10 @@ class Link(Books):
             MessageTooLarge, LocalProtocolError: it cannot be sent.
             Error: there can be no more open files to send it with.
         """
-        left = waiting.deadline.left()
-        if left == 0:
-            raise self._too_late(waiting)
         try:
-            if left > _SHORT_SECONDS and waiting.encoded is None and self._make_alone(waiting, left):
-                return
+            left = waiting.deadline.left()
+            if left == 0:
+                raise self._too_late(waiting)
             with self._lock:
                 if not waiting.call_id:
                     self._submit(waiting, left)
@@ -124,65 +132,84 @@ class Link(Books):
                 raise waiting.not_sent(error) from error
             raise
 
-    def _make_alone(self, waiting: Waiting, left: float) -> bool:
-        """Make a call while there is no other, in the fewest steps; whether it was answered.
+    def call_alone(self, waiting: Waiting) -> Payload | None:  # noqa: C901 - see below
+        """Make a call that was prepared just now while there is no other, and wait for it, in the fewest steps.
 
-        If not, this thread leads for it if it was made, which its `call_id` tells, and otherwise nothing was done.
+        All of it is one function, as each further one would be felt in the time that a short call takes.
+
+        Returns:
+            Its result. None if there is more to it, and `make` has to be called: this thread leads for the call if it
+            was made, which its `call_id` tells, and otherwise nothing was done.
         """
-        with self._lock:
-            if self._leader is not None or self._calls or self._held_back or not self.takes_calls:
-                return False
-            if waiting.context or self._outbox.queue or not waiting.is_answered:
-                return False
-            try:
-                milliseconds = 0 if left == math.inf else math.ceil(left * 1000)
-                data = self._protocol.send_call_alone(waiting.method, waiting.arguments, milliseconds, waiting.flags)
-                if not data:
-                    return False
-                waiting.call_id = call_id = self._protocol.last_call_made
-                waiting.begins = self._outbox.written
-                self._calls[call_id] = waiting
-                self._leader = waiting
+        seconds = waiting.deadline.timeout
+        if seconds is None or seconds == math.inf:
+            milliseconds = 0
+        elif seconds > _SHORT_SECONDS:
+            milliseconds = math.ceil(seconds * 1000)
+        else:
+            return None
+        calls, arrived, outbox, protocol = self._calls, self._arrived, self._outbox, self._protocol
+        try:
+            with self._lock:
+                if self._leader is not None or calls or self._held_back or outbox.queue or waiting.context:
+                    return None
                 try:
-                    self._outbox.send([(data, ())])
-                except OSError:
-                    self._cannot_send()
-            except BaseException:
-                self._end(TORN)
-                raise
-        if waiting.answer is None and not self._outbox.queue:
+                    frame = self.takes_calls and protocol.send_call_alone(
+                        waiting.method, waiting.arguments, milliseconds, waiting.flags
+                    )
+                    if not frame:
+                        return None
+                    waiting.call_id = call_id = protocol.last_call_made
+                    waiting.begins = outbox.written
+                    calls[call_id] = self._leader = waiting
+                    try:
+                        outbox.send_at_once(frame)
+                    except OSError:
+                        self._cannot_send()
+                except BaseException:
+                    self._end(TORN)
+                    raise
+            if waiting.answer is not None or outbox.queue:
+                return None
             try:
-                self._arrived.extend(self._next_answer())
+                arrived.extend(self._next_answer())
             except OSError:  # which the general way meets again
-                return False
-        with self._lock:
-            is_answered = self._digest_alone(waiting)
+                return None
+            with self._lock:
+                if len(arrived) != 1 or waiting.answer is not None:
+                    return None
+                data = arrived[0]
+                if isinstance(data, tuple):
+                    if data[1] or data[2] & _CUT_SHORT or self.attachments.has_arenas:
+                        return None
+                    data = data[0]
+                try:
+                    result = protocol.receive_reply_alone(data)
+                    if result is None:
+                        return None
+                    arrived.clear()
+                    calls.pop(call_id, None)  # a signal handler may have closed the client in the last moment
+                    if calls or self._held_back or not self.takes_calls:
+                        self._pass_on()
+                    else:
+                        self._leader = None
+                except BaseException:
+                    self._end(TORN)
+                    raise
+        except BaseException:
+            self.abandon(waiting)
+            raise
         if self._dropped:
             self._heed_dropped()
-        return is_answered
+        return result
 
-    def _digest_alone(self, waiting: Waiting) -> bool:
-        """Take in what has arrived, if it is the answer to the only call; whether it was."""
-        if len(self._arrived) != 1 or waiting.answer is not None:
-            return False
-        data = self._arrived[0]
-        if type(data) is tuple and not data[1] and not data[2] & _CUT_SHORT and not self.attachments.has_arenas:
-            data = data[0]
-        try:
-            result = self._protocol.receive_reply_alone(data) if type(data) is bytes else None
-            if result is None:
-                return False
-            self._arrived.clear()
-            del self._calls[waiting.call_id]
-            waiting.answer = Reply(waiting.call_id, result, ())
-            if self._calls or self._held_back or not self.takes_calls:
-                self._pass_on()
-            else:
-                self._leader = None
-        except BaseException:
-            self._end(TORN)
-            raise
-        return True
+    def _next_long_answer(self) -> Iterable[Any]:
+        """The same as `_next_answer` with room for a long one, after one that was, for so many of them."""
+        self._long_answers -= 1
+        if not self._long_answers:
+            self._next_answer = self._next_short_answer
+        asleep = partial(map, self._receive, _ROOM, *self._how)
+        return self._spinner.next(_ROOM, asleep) if self._spinner is not None else asleep()
 
     def begin(self, together: list[Waiting]) -> None:
         """Make calls that have one deadline and are waited for later, with
@@ -284,7 +311,7 @@ class Link(Books):
                 self._heed_dropped()
             left = limit.left()
             if left == 0:
-                self._check_time(waiting)
+                self.check_time(waiting)
                 return
             if waiting.wake is not None:
                 waiting.wake.acquire(timeout=-1 if left == math.inf else min(left, threading.TIMEOUT_MAX))
@@ -304,7 +331,7 @@ class Link(Books):
 
     def _lead(self, waiting: Waiting, limit: TimeLeft) -> None:
         """Read for everybody until there is news for this one."""
-        room = _ROOM
+        room = _ROOM if self._long_answers else _ROOM_AT_FIRST
         left = limit.left()
         while not waiting.has_news:
             if self._dropped:
@@ -318,13 +345,17 @@ class Link(Books):
                     return
             left = limit.left()
             if left == 0:
-                self._check_time(waiting)
+                self.check_time(waiting)
                 break
-            room = _ROOM if self._protocol.bytes_missing < limits.RECEIVE_BYTES else _ROOM_FOR_LONG
+            if self._protocol.bytes_missing:
+                self._long_answers = limits.LONG_READS_KEPT
+                self._next_answer = self._next_long_answer
+                room = _ROOM
         with self._lock:  # the time is over, or another thread has ended the connection or sent what we waited to send
             self._pass_on()
 
-    def _check_time(self, waiting: Waiting) -> None:
+    def check_time(self, waiting: Waiting) -> None:
+        """Raise DeadlineExceeded if the time of a call is over."""
         if waiting.deadline.left() == 0:
             raise self._too_late(waiting)
 
@@ -336,6 +367,8 @@ class Link(Books):
         """
         try:
             if left > _SHORT_SECONDS and not self._outbox.queue:
+                if self._spinner is not None and self._spinner.look(room):
+                    return
                 try:
                     self._arrived.extend(map(self._receive, room, *self._how))
                     return
@@ -382,6 +415,8 @@ class Link(Books):
                     waiting.arguments, waiting.encoded = encoded.payload, encoded
                     return
             except CannotEncode as error:
+                from samehost.kernel.attaching import FilesNotTaken
+
                 if was_greeted or not isinstance(error, FilesNotTaken):
                     raise UsageError(f"{waiting.method}: an argument cannot travel: {error}") from error
             self._wait_for_greeting(waiting)
@@ -439,6 +474,24 @@ class Link(Books):
         if self._dropped:
             self._heed_dropped()
 
+    def room_for_items(self, waiting: Waiting) -> tuple[int, int]:
+        """How many items of a call, and how many bytes of them, may be sent at once, where there is room for one."""
+        call_id = waiting.call_id
+        with self._lock:
+            items = self._protocol.items_left(call_id) if call_id in self._calls else 0
+            return items, min(self._protocol.bytes_left(call_id), limits.ITEMS_BYTES_AT_ONCE)
+
+    def send_items(self, waiting: Waiting, items: list[bytes]) -> None:
+        """Send as many short items as there was room for, perhaps none; nowhere if the call has ended meanwhile."""
+        if not items:
+            return
+        with self._lock:
+            if waiting.call_id in self._calls:
+                self._protocol.send_items(waiting.call_id, items)
+                self._flush()
+        if self._dropped:
+            self._heed_dropped()
+
     def _write_item(self, waiting: Waiting, item: bytes | Encoded) -> None:
         if isinstance(item, bytes):
             self._protocol.send_item(waiting.call_id, item)
@@ -467,6 +520,23 @@ class Link(Books):
                 self._flush()
         if self._dropped:
             self._heed_dropped()
+
+    def starved(self, waiting: Waiting, untold_items: int) -> int:
+        """Let the server send ahead further than it may, if that is what the reader of a stream waits for.
+
+        Args:
+            untold_items: that he has taken, and whose credit was not returned.
+
+        Returns:
+            How many items he may take until their credit is to be returned.
+        """
+        with self._lock:
+            if waiting.call_id in self._calls:
+                self._protocol.widen_window(waiting.call_id, untold_items)
+            grant_items, _ = self._protocol.may_save_up(waiting.call_id)
+        if self._dropped:
+            self._heed_dropped()
+        return grant_items
 
     def close(self, why: str) -> None:
         """End the connection, and wake everybody; from any thread or signal handler."""

@@ -13,7 +13,7 @@ from samehost.errors import ReceiverFull
 from samehost.kernel.outgoing import next_message, refused_for, remove_sent
 
 if TYPE_CHECKING:
-    from samehost.protocol import Chunk
+    from samehost.protocol import Chunk, Payload
 
 # A plain number: `|` on the enumerations of the socket module costs more than half a system call.
 _FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
@@ -59,8 +59,10 @@ class Outbox:
         if len(chunks) != 1 or self.queue:
             return self._add(chunks)
         data, descriptors = chunks[0]
-        if descriptors:
-            return self._add(chunks)
+        return self._add(chunks) if descriptors else self.send_at_once(data)
+
+    def send_at_once(self, data: Payload) -> bool:
+        """The same for bytes alone, when the queue is empty."""
         before, sent = self.sent, 0
         self.sent = self.written = before + len(data)
         try:

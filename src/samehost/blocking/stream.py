@@ -16,7 +16,6 @@ from samehost import limits
 from samehost.blocking.calls import AttachedReply, Outcome
 from samehost.codec import CannotDecode
 from samehost.errors import Error, UsageError
-from samehost.kernel.attaching import may_refer
 from samehost.kernel.closing import Closable
 from samehost.protocol.events import Failure, Item, Reply
 from samehost.service.calling import answered_error, lost, read_progress, too_late
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 Element_co = TypeVar("Element_co", covariant=True)
 
 # A receiver may save up less than this of what it gives back, PROTOCOL.md section 6.5.
-_GRANT_ITEMS = limits.WINDOW_ITEMS // 2
+_GRANT_ITEMS_AT_FIRST = limits.WINDOW_ITEMS // 2
 _GRANT_BYTES = limits.WINDOW_BYTES // 2
 
 
@@ -66,6 +65,7 @@ class Stream(Closable, Iterator[Element_co], Generic[Element_co]):
         self._is_waited_for = False
         self._taken_items = 0
         self._taken_bytes = 0
+        self._grant_items = _GRANT_ITEMS_AT_FIRST
         self._progress: Progress | None = None
 
     def __next__(self) -> Element_co:
@@ -78,7 +78,7 @@ class Stream(Closable, Iterator[Element_co], Generic[Element_co]):
         value = item.value
         self._taken_items += 1
         self._taken_bytes += len(value)
-        if self._taken_items >= _GRANT_ITEMS or self._taken_bytes >= _GRANT_BYTES:
+        if self._taken_items >= self._grant_items or self._taken_bytes >= _GRANT_BYTES:
             self._return_credit()
         if item.descriptors or self._attachments.has_arenas:
             return self._read_attached(item)
@@ -120,6 +120,8 @@ class Stream(Closable, Iterator[Element_co], Generic[Element_co]):
 
     def _read_attached(self, item: Item) -> Element_co:
         """The value of an item that came with files, or may be in memory that was passed before."""
+        from samehost.kernel.attaching import may_refer
+
         if self._taken_items and may_refer(item.value):
             self._return_credit()  # at once, as the server may have memory for a few of them only
         try:
@@ -153,6 +155,10 @@ class Stream(Closable, Iterator[Element_co], Generic[Element_co]):
                 self._end(waiting.end)
             if self._items:
                 return self._items.popleft()
+            if self._is_timed and waiting.deadline.left() == 0:  # however fast one item follows the other
+                self._end_late()
+            if not self._attachments.has_arenas:
+                self._grant_items = self._link.starved(waiting, self._taken_items)
             if waiting.upload is not None:
                 waiting.upload.step(self._link, waiting)
             else:

@@ -1,27 +1,37 @@
 """The items that a call sends: pulled from the caller's iterable by the thread that waits for the call.
 
 No thread is started for it. An item is pulled when the server takes one and nothing else waits to be sent, so that
-nothing piles up, and no lock is held meanwhile: the iterable may take its time, and make calls of its own.
+nothing piles up, and no lock is held meanwhile: the iterable may take its time, and make calls of its own. So each item
+is sent by itself, before the next one is asked for; but those of a list, or of what is like one, are there already, and
+many of them go together.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
+from collections import deque
 from collections.abc import Generator, Iterable
 from typing import TYPE_CHECKING, Any
 
+from samehost import limits
 from samehost.errors import UsageError
 from samehost.kernel.deadline import Deadline, Until
 
 if TYPE_CHECKING:
     from samehost.blocking.calls import Waiting
     from samehost.blocking.link import Link
+    from samehost.kernel.attaching import Encoded
 
 _PATIENCE_SECONDS_MAX = 0.010
 _PATIENCE_SECONDS_MIN = 0.001
 """How long the answer to an item is waited for before the next one is pulled: half as long after each time that was in
 vain, and then no longer at all, and twice as long after each that was not."""
+
+_AT_HAND = frozenset(
+    map(type, map(iter, ([], (), range(1), range(1 << 64), set(), {}, {}.values(), {}.items(), deque(), "", b"")))
+)
+"""Iterators whose next item is never waited for, and that run nothing of the program's."""
 
 _LOOK_SECONDS = 0.001
 """How often it is looked whether the call has been answered, while there is room for one item after the other."""
@@ -65,13 +75,18 @@ class Upload:
             DeadlineExceeded: the time for the call is over.
             Others: what the iterable raises.
         """
-        if self._is_over or not link.may_send_item(waiting):
-            waiting.wants_room = not self._is_over
+        link.check_time(waiting)  # as there may be room, or news, each time it is looked
+        has_room = not self._is_over and link.may_send_item(waiting)
+        waiting.wants_room = not has_room and not self._is_over
+        if not has_room:
             if not link.is_greeted:  # what it takes has to be known
                 link.ask_for_greeting()
             link.wait_for_news(waiting)
         elif not self._is_answered(link, waiting):
-            self._send_next(link, waiting)
+            if type(self._source) in _AT_HAND and not self._is_streamed(waiting):
+                self._send_some(link, waiting)
+            else:
+                self._send_next(link, waiting)
 
     def close(self) -> None:
         """Pull nothing more, and end a generator."""
@@ -110,11 +125,38 @@ class Upload:
                 raise
             return
         except StopIteration:
-            self._is_over = True
-            waiting.wants_room = False
-            link.send_end(waiting)
-            if waiting.items is None:
-                waiting.deadline = Deadline(min(self._seconds, waiting.deadline.left()))
+            self._end(link, waiting)
             return
         link.send_item(waiting, link.encode_item(waiting, item))
         self._awaits_answer = True
+
+    def _send_some(self, link: Link, waiting: Waiting) -> None:
+        """Send as many of the items at hand as there is room for."""
+        self.was_pulled = True
+        items_left, bytes_left = link.room_for_items(waiting)
+        together: list[bytes] = []
+        another: bytes | Encoded | None = None  # which goes by itself
+        is_exhausted = False
+        try:
+            while len(together) < items_left and bytes_left > 0:
+                another = link.encode_item(waiting, next(self._source))
+                if not isinstance(another, bytes) or len(another) > limits.JOIN_BYTES_MAX:
+                    break
+                together.append(another)
+                bytes_left -= len(another) + limits.ITEM_OVERHEAD_BYTES
+                another = None
+        except StopIteration:
+            is_exhausted = True
+        finally:
+            link.send_items(waiting, together)
+        if another is not None:
+            link.send_item(waiting, another)
+        elif is_exhausted:
+            self._end(link, waiting)
+
+    def _end(self, link: Link, waiting: Waiting) -> None:
+        self._is_over = True
+        waiting.wants_room = False
+        link.send_end(waiting)
+        if waiting.items is None:
+            waiting.deadline = Deadline(min(self._seconds, waiting.deadline.left()))

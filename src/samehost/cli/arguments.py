@@ -13,7 +13,7 @@ from samehost.peer import ANYONE, Policy, allow
 
 _BYTES_MAX = 1 << 30
 _TYPES = ("stream", "datagram", "seqpacket")
-_CONDITION = re.compile(r"(?P<key>uid|gid|user|group)=(?P<value>.+)")
+_CONDITION = r"(?P<key>uid|gid|user|group)=(?P<value>.+)"
 _KINDS = {"uid": "users", "user": "users", "gid": "groups", "group": "groups"}
 
 
@@ -125,7 +125,7 @@ def policy(text: str) -> Policy:
         return ANYONE
     conditions: dict[str, str] = {}
     for part in text.split(","):
-        if (match := _CONDITION.fullmatch(part.strip())) is None:
+        if (match := re.fullmatch(_CONDITION, part.strip())) is None:
             raise argparse.ArgumentTypeError(
                 f"{part!r} is not a condition: uid=N, gid=N, user=NAME or group=NAME, joined by commas; or anyone"
             )

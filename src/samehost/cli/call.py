@@ -13,17 +13,18 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Self
 
 from samehost.blocking.client import Client, connect
-from samehost.blocking.stream import Stream
 from samehost.cli import words
 from samehost.cli.arguments import MixedParser, add_client_options, new_parser, positive
 from samehost.cli.results import as_text, error_as_json, print_item, print_json, print_result
 from samehost.errors import CallError, Error, MethodNotFound, UsageError
+from samehost.protocol.events import Reply
 from samehost.service.calling import CLIENTS_TIMEOUT
 from samehost.service.remote import RemoteMethod
 
 if TYPE_CHECKING:
     import argparse
 
+    from samehost.blocking.stream import Stream
     from samehost.cli.progress import Bar, Lines
     from samehost.cli.words import Given
     from samehost.service.call import Progress
@@ -103,8 +104,9 @@ def _call(client: Client, arguments: argparse.Namespace, given: Given) -> None:
         return
     with _Reports(wants_lines=arguments.progress) as reports:
         waiting.listener = reports
-        result = client._answered(remote, CLIENTS_TIMEOUT, *client._exchange(remote, waiting))
-        if isinstance(result, Stream):
+        link, waiting = client._exchange(remote, waiting)
+        result = client._answered(remote, CLIENTS_TIMEOUT, link, waiting)
+        if not isinstance(waiting.answer, Reply):
             _print_items(result, arguments, reports)
             return
     print_result(result, as_json=arguments.json)

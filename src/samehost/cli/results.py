@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import os
-import re
 import sys
 from datetime import datetime
 from typing import Any
@@ -13,7 +11,6 @@ import msgspec
 
 from samehost.errors import Error
 from samehost.kernel.files import File
-from samehost.kernel.owners import printable
 
 _PIECE_BYTES = 64 * 1024
 _SMALL_ARRAY = 1000
@@ -96,6 +93,8 @@ def _written(value: Any) -> Any:
         with value:
             return {"file": os.readlink(f"/proc/self/fd/{value.fileno()}")}
     if (view := _view_of(value)) is not None:
+        import base64
+
         return base64.b64encode(view).decode()
     if hasattr(value, "dtype") and hasattr(value, "shape"):
         return _array(value)
@@ -106,6 +105,8 @@ def _array(array: Any) -> dict[str, Any]:
     """An array of numpy's: its elements for people, if they are not many, and what is in its memory for programs."""
     about = {"dtype": array.dtype.str if array.dtype.names is None else array.dtype.descr, "shape": array.shape}
     if not sys.stdout.isatty():
+        import base64
+
         return {**about, "data": base64.b64encode(array.tobytes()).decode()}
     if array.size > _SMALL_ARRAY or array.dtype.kind not in "biuf":
         return {**about, "bytes": array.nbytes}
@@ -115,6 +116,8 @@ def _array(array: Any) -> dict[str, Any]:
 def print_text(text: str) -> None:
     """Print a text that somebody else has sent: as it is to a program, with nothing that steers it to a terminal."""
     if sys.stdout.isatty():
+        from samehost.kernel.owners import printable
+
         text = "\n".join(printable(line) for line in text.expandtabs().split("\n"))
     print(text)
 
@@ -136,9 +139,15 @@ def print_json(value: Any, *, is_laid_out: bool = True) -> None:
 
 def error_as_json(error: Error) -> dict[str, Any]:
     """What a program may want to know of an error."""
-    code = getattr(error, "code", None) or re.sub(r"(?<!^)(?=[A-Z])", "_", type(error).__name__).lower()
-    found = {"code": code, "message": getattr(error, "message", None) or str(error)}
+    found = {"code": code_of(error), "message": getattr(error, "message", None) or str(error)}
     for name in ("data", "error_id"):
         if getattr(error, name, None):
             found[name] = getattr(error, name)
     return {"error": found}
+
+
+def code_of(error: Error) -> str:
+    """The code of an error that a call was answered with, and of any other one its name, written like a code."""
+    import re
+
+    return getattr(error, "code", None) or re.sub(r"(?<!^)(?=[A-Z])", "_", type(error).__name__).lower()

@@ -75,6 +75,13 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help=f"threads that run def methods ({limits.THREADS_MAX})",
     )
+    parser.add_argument(
+        "--busy-wait",
+        type=seconds,
+        default=0.0,
+        metavar="SECONDS",
+        help=f"look for the next call before sleeping, up to {limits.BUSY_WAIT_SECONDS_MAX:g}, at a core's expense (0)",
+    )
     parser.add_argument("--reload", action="store_true", help="serve anew whenever a .py file has changed")
     return parser
 
@@ -114,6 +121,7 @@ def serve(
             drain=arguments.drain,
             connections_max=arguments.connections_max,
             threads_max=arguments.threads_max,
+            busy_wait=arguments.busy_wait,
             ready=ready,
             **options,
         )

@@ -6,8 +6,6 @@ in frames, which unlike JSON tell these apart. Whether a value is right is left 
 
 from __future__ import annotations
 
-import base64
-import binascii
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -144,6 +142,9 @@ def _may_be(value: Any, option: Schema) -> bool:
 
 
 def _decoded(text: str) -> str | bytes:
+    import base64
+    import binascii
+
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):

@@ -8,9 +8,8 @@ call goes on, by `items`.
 from __future__ import annotations
 
 import io
-import re
 import sys
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import msgspec
 
@@ -28,12 +27,11 @@ if TYPE_CHECKING:
 
 STANDARD_INPUT = "standard input"
 
-_WORD = re.compile(r"(?P<name>[^=]*?)(?P<colon>:?)=(?P<value>.*)", re.DOTALL)
 _FILES = ("file", "io", "socket")
 _NUMPY_FILE = b"\x93NUMPY"
 
 
-class Word(NamedTuple):
+class Word(msgspec.Struct, frozen=True):
     """One argument as it was typed.
 
     Attributes:
@@ -57,7 +55,7 @@ class Word(NamedTuple):
         return STANDARD_INPUT if self.value == "-" else self.value[1:]
 
 
-class Given(NamedTuple):
+class Given(msgspec.Struct, frozen=True):
     """What to send.
 
     Attributes:
@@ -65,7 +63,7 @@ class Given(NamedTuple):
     """
 
     positional: tuple[Any, ...] = ()
-    by_name: dict[str, Any] = {}  # noqa: RUF012 - nobody changes it
+    by_name: dict[str, Any] = {}
     source: Source | None = None
 
 
@@ -77,12 +75,13 @@ def read(words: list[str]) -> list[Word]:
     """
     found: dict[str, Word] = {}
     for word in words:
-        match = _WORD.fullmatch("=-" if word == "-" else word)
-        if match is None or (not match["name"] and word != "-"):
+        before, equals, value = ("", "=", "-") if word == "-" else word.partition("=")
+        name = before.removesuffix(":")
+        if not equals or (not name and word != "-"):
             raise UsageError(f"{word!r} is not an argument: write name=text, name:=json, or - for standard input")
-        if match["name"] in found:
-            raise UsageError(f"{match['name'] or '-'} is given twice")
-        found[match["name"]] = Word(match["name"], bool(match["colon"]), match["value"])
+        if name in found:
+            raise UsageError(f"{name or '-'} is given twice")
+        found[name] = Word(name, before != name, value)
     if sum(word.value == "-" for word in found.values()) > 1:
         raise UsageError("standard input can be one argument only")
     return list(found.values())
@@ -108,7 +107,7 @@ def given(words: list[Word], description: Description | None, method: str, opene
     if len(streamed) != 1:
         what = "is given twice" if streamed else f"is missing, the items to send, as in {stream}=- or {stream}=@FILE"
         raise UsageError(f"{stream} {what}")
-    items = reading.items(streamed[0]._replace(name=stream))
+    items = reading.items(msgspec.structs.replace(streamed[0], name=stream))
     return Given((), {**reading.by_name(sent), stream: items}, reading.source)
 
 

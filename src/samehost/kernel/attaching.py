@@ -19,7 +19,7 @@ import msgspec
 from samehost import extensions, limits
 from samehost.codec import MSGPACK, CannotEncode, Codec
 from samehost.errors import ArenaFull, BadBlob, UsageError
-from samehost.extensions import AS_BYTES
+from samehost.extensions import AS_BYTES, is_large
 from samehost.kernel import memory
 from samehost.kernel.arena import Block, the_arena
 from samehost.kernel.blob import Blob, block_behind
@@ -55,14 +55,6 @@ class Encoded(NamedTuple):
     shares: dict[int, Block]
     missing: int
     sealed_bytes: int = 0
-
-
-def is_large(value: Any) -> bool:
-    """Whether a value by itself is worth `encode_attached`."""
-    cls = type(value)
-    if cls is bytes or cls is bytearray:
-        return len(value) >= limits.BLOB_BYTES_MIN
-    return cls is memoryview and value.nbytes >= limits.BLOB_BYTES_MIN
 
 
 def encode_attached(

@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 import struct
+from functools import lru_cache, partial
 
 from samehost.peer import Peer
 
@@ -36,7 +37,7 @@ def peer_of(connected: socket.socket) -> Peer:
         OSError: the socket is not connected.
     """
     pid, uid, gid = _UCRED.unpack(connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-    return Peer(uid, gid, _groups_of(connected), pid, lambda: _pidfd_of(connected))
+    return Peer(uid, gid, _groups_of(connected), pid, partial(_pidfd_of, connected))
 
 
 def peer_of_message(credentials: bytes) -> Peer:
@@ -52,6 +53,12 @@ def _groups_of(connected: socket.socket) -> tuple[int, ...]:
         if error.errno != errno.ERANGE:
             raise
         groups = _many_groups_of(connected)
+    return _read_groups(groups)
+
+
+@lru_cache(maxsize=64)
+def _read_groups(groups: bytes) -> tuple[int, ...]:
+    """The numbers; the same tuple for all connections of the same user."""
     return struct.unpack(f"={len(groups) // 4}I", groups)
 
 

@@ -39,7 +39,9 @@ DONT_WAIT = int(socket.MSG_DONTWAIT)
 _SEND_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 _CLOSE_ON_EXEC = int(socket.MSG_CMSG_CLOEXEC)
 _PEEK = int(socket.MSG_PEEK)
-_CUT_SHORT = int(socket.MSG_CTRUNC | socket.MSG_TRUNC)
+_FILES_CUT = int(socket.MSG_CTRUNC)
+_BYTES_CUT = int(socket.MSG_TRUNC)
+_CUT_SHORT = _FILES_CUT | _BYTES_CUT
 
 _CLOSED = {errno.EPIPE, errno.ECONNRESET, errno.ECONNREFUSED, errno.ENOTCONN, errno.EBADF, errno.ENOENT}
 """The other end is gone, or our own end was closed meanwhile."""
@@ -196,13 +198,13 @@ def take_control(
             files.extend(map(File, descriptors))
         elif (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS) and len(content) == CREDENTIALS_BYTES:
             peer = peer_of_message(content)
-    if found & socket.MSG_CTRUNC or len(files) > files_max:
+    if found & _FILES_CUT or len(files) > files_max:
         close_all(files)
         raise UnexpectedFiles(
             f"the peer passed more open files than the {files_max} that were asked for, or than this process may still "
             "open (RLIMIT_NOFILE); all of them are closed"
         )
-    if found & socket.MSG_TRUNC:
+    if found & _BYTES_CUT:
         close_all(files)
         raise ForbiddenMessage(f"the peer sent a message longer than the limit of {size} bytes")
     return files, peer

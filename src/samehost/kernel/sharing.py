@@ -15,15 +15,13 @@ from typing import TYPE_CHECKING
 
 from samehost import limits
 from samehost.errors import BadBlob, RemoteProtocolError
-from samehost.extensions import BLOBS
-from samehost.extensions import FILES as FILES_WITHIN
 from samehost.kernel import memory
 from samehost.kernel.addresses import address_of, root_at, view_of
 from samehost.kernel.arena import the_arena
 from samehost.kernel.attaching import Encoded, Incoming, shares_in
 from samehost.kernel.blob import Blob, Ending
 from samehost.kernel.files import Descriptor
-from samehost.protocol import ARENAS, FILES, SEALED
+from samehost.protocol import ARENAS
 
 if TYPE_CHECKING:
     import mmap
@@ -33,17 +31,6 @@ if TYPE_CHECKING:
     from samehost.kernel.files import File
     from samehost.protocol import Connection, Payload
     from samehost.protocol.events import ArenaPassed
-
-
-def features(kinds: int, peer_uid: int) -> int:
-    """What to announce in the preface where types hold files or blobs, as `extensions.kinds_in` says.
-
-    Arenas are for peers of our own user alone, as their owner can still write to what is being read.
-    """
-    found = FILES if kinds & FILES_WITHIN else 0
-    if kinds & BLOBS:
-        found |= SEALED | (ARENAS if peer_uid == os.geteuid() else 0)
-    return found
 
 
 class Sharing:

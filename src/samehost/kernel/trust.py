@@ -12,7 +12,7 @@ import stat
 
 from samehost.address import AbstractAddress, Address, DescriptorAddress, PathAddress
 from samehost.errors import NotPermitted, UntrustedServer
-from samehost.kernel import paths, sock_diag
+from samehost.kernel import paths
 from samehost.kernel.credentials import peer_of
 from samehost.peer import ANYONE, UNKNOWN_ID, Peer, Policy, same_user_or_root
 
@@ -80,6 +80,8 @@ def _foreign_directory(address: PathAddress, server: Peer) -> str | None:
 
 
 def _datagram_server(connected: socket.socket) -> Peer:
+    from samehost.kernel import sock_diag
+
     try:
         ours = sock_diag.lookup(os.fstat(connected.fileno()).st_ino)
         theirs = sock_diag.lookup(ours.peer_inode) if ours is not None and ours.peer_inode else None

@@ -26,17 +26,21 @@ if TYPE_CHECKING:
 
 _NUMBER_BITS = 32
 _SHARE_BITS = 64
+_NONE: frozenset[int] = frozenset()
+"""One empty set for all connections, as few have another."""
 
 
 class SharingConnection(Connection):
     """The part of a connection that passes arenas and gives their shares back."""
 
+    __slots__ = ("_arenas_passed", "_arenas_taken", "_features", "_has_passed_arena")
+
     def __init__(self, is_client: bool, limits: Limits, features: int) -> None:
         super().__init__(is_client, limits)
-        self._takes_arenas = features & ARENAS != 0
+        self._features = features
         self._has_passed_arena = False
-        self._arenas_passed: set[int] = set()
-        self._arenas_taken: set[int] = set()
+        self._arenas_passed = _NONE
+        self._arenas_taken = _NONE
 
     def send_arena(self, arena: int, byte_count: int, descriptors: Descriptors) -> None:
         """See `Connection.send_arena`."""
@@ -48,7 +52,7 @@ class SharingConnection(Connection):
         if wrong:
             raise LocalProtocolError(wrong)
         self._we_step(FRAME)
-        self._arenas_passed.add(arena)
+        self._arenas_passed |= {arena}
         self._has_passed_arena = True
         payload = frames.ARENA_BODY.pack(arena, byte_count)
         head = frames.HEADER.pack(len(payload), ARENA, 0, len(descriptors), 0)
@@ -59,7 +63,7 @@ class SharingConnection(Connection):
         if arena not in self._arenas_passed:
             raise LocalProtocolError(f"RETIRE of arena {arena}, which was not passed")
         self._we_step(FRAME)
-        self._arenas_passed.remove(arena)
+        self._arenas_passed -= {arena}
         self._write_sharing(RETIRE, frames.ARENA_NUMBER.pack(arena))
 
     def send_release(self, shares: Sequence[int]) -> None:
@@ -78,7 +82,7 @@ class SharingConnection(Connection):
 
     def _read_sharing(self, data: Payload, start: int, stop: int, kind: int) -> None:
         """Read a frame that has come whole, of one of the three types."""
-        if not (self._has_passed_arena if kind == RELEASE else self._takes_arenas):
+        if not (self._has_passed_arena if kind == RELEASE else self._features & ARENAS):
             raise RemoteProtocolError(f"{FRAME_NAMES[kind]} to an end that has no part in arenas")
         if kind == RELEASE:
             count = (stop - start) // frames.SHARE_BYTES
@@ -88,18 +92,18 @@ class SharingConnection(Connection):
             wrong = _cannot_pass(self._arenas_taken, arena, byte_count)
             if wrong:
                 raise RemoteProtocolError(wrong)
-            self._arenas_taken.add(arena)
+            self._arenas_taken |= {arena}
             self._has_come_arena = True
             self._events.append(ArenaPassed(arena, byte_count, self._claimed))
         else:
             (arena,) = frames.ARENA_NUMBER.unpack_from(data, start)
             if arena not in self._arenas_taken:
                 raise RemoteProtocolError(f"RETIRE of arena {arena}, which was not passed")
-            self._arenas_taken.remove(arena)
+            self._arenas_taken -= {arena}
             self._events.append(ArenaRetired(arena))
 
 
-def _cannot_pass(arenas: set[int], arena: int, byte_count: int) -> str:
+def _cannot_pass(arenas: frozenset[int], arena: int, byte_count: int) -> str:
     """Why another arena may not follow these; empty if it may."""
     if arena in arenas:
         return f"ARENA with number {arena}, which another one has"

@@ -1,8 +1,9 @@
 """The binary format: a preface, then frames of a 12-byte header and a payload, PROTOCOL.md sections 3 to 8.
 
-The loop in `_receive` is where the time goes, so what nearly every frame is, a unary call or its answer, takes a few
-lines there, and anything else a method. A frame that came whole is never copied as one: its parts are cut out of the
-bytes that were read. Only one that did not is collected, once its header has been found good.
+Receiving is where the time goes, so what nearly every frame is, a unary call or its answer, is taken in a loop of its
+own as long as there is nothing more to it, and anything else by a method. A frame that came whole is never copied as
+one: its parts are cut out of the bytes that were read. Only one that did not is collected, once its header has been
+found good.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from typing import TYPE_CHECKING, ClassVar
 from samehost import limits as bounds
 from samehost.errors import LocalProtocolError, MessageTooLarge, RemoteProtocolError
 from samehost.protocol import codes, frames, preface
-from samehost.protocol.arenas import SharingConnection
 from samehost.protocol.book import ID_MAX
 from samehost.protocol.connection import MILLISECONDS_BITS, cut
 from samehost.protocol.events import Call, Descriptors, Failure, Notification, Payload, Pong, Reply
+from samehost.protocol.runs import StreamingConnection
 from samehost.protocol.states import (
     BOTH_STREAMS,
     CALL,
@@ -46,16 +47,32 @@ if TYPE_CHECKING:
 _TOKEN_MAX = 2**32 - 1
 _NOTHING: Descriptors = ()
 _HEADER_BYTES = frames.HEADER_BYTES
-_CALL_HEAD_BYTES = frames.CALL_HEAD.size
+_TIME_BYTES = frames.TIME_BYTES
 _CALL_FRAME_BYTES = frames.CALL_FRAME.size
 _JOIN_BYTES_MAX = bounds.JOIN_BYTES_MAX
 _WITHOUT_ITEMS = (FIRST_STATES[0], FIRST_STATES[ITEMS_WANTED])
+_KIND_AT = 4  # in a header
+_PLAIN_CALLS = {CALL | flags << 8: flags for flags in range(BOTH_STREAMS + 1)}
+"""Type, flags and number of descriptors of a call as one number, where there is nothing more to it: its flags."""
+_unpack_short, _unpack_short_call = frames.SHORT_HEADER.unpack_from, frames.SHORT_CALL.unpack_from
 _pack_header, _unpack_header = frames.HEADER.pack, frames.HEADER.unpack_from
 _pack_call, _unpack_call = frames.HEADER_AND_TIME.pack, frames.CALL_FRAME.unpack_from
 
 
-class BinaryConnection(SharingConnection):
+class BinaryConnection(StreamingConnection):
     """One end of a connection that speaks frames."""
+
+    __slots__ = (
+        "_alone_bytes_max",
+        "_called",
+        "_frame",
+        "_frame_bytes",
+        "_lengths",
+        "_method_bytes_max",
+        "_names",
+        "_send_bytes_max",
+        "_versions",
+    )
 
     codec: ClassVar[str] = "msgpack"
 
@@ -64,18 +81,18 @@ class BinaryConnection(SharingConnection):
     ) -> None:
         super().__init__(is_client, limits, features)
         self._versions = versions
-        self._greeting = preface.Preface(versions[0], versions, features, limits.payload_bytes_max, limits.calls_max)
         self._lengths = frames.length_ranges(limits)
         self._method_bytes_max = limits.method_bytes_max
         self._names: dict[str, bytes] = {}
         self._called: dict[bytes, str] = {}
         self._send_bytes_max = min(limits.payload_bytes_max, self.peer_payload_bytes_max)
+        self._alone_bytes_max = min(self._send_bytes_max, bounds.ALONE_BYTES_MAX)
         # A frame that has not come whole yet: how long it will be once its header is there, its header's type, flags
         # and id.
         self._frame_bytes = 0
         self._frame = (0, 0, 0)
         if is_client:
-            self._greet(self._greeting.version)
+            self._greet(versions[0])
 
     @property
     def bytes_missing(self) -> int:
@@ -91,20 +108,18 @@ class BinaryConnection(SharingConnection):
             data, position = self._resume(data)
         end = len(data)
         least, most = self._lengths.least, self._lengths.common
-        taken, calls_max, called = self._taken, self.limits.calls_max, self._called
         while end - position >= _HEADER_BYTES:
-            if end - position >= _CALL_FRAME_BYTES:
-                length, kind, flags, count, call_id, milliseconds_left, name_bytes = _unpack_call(data, position)
-            else:
-                length, kind, flags, count, call_id = _unpack_header(data, position)
-                milliseconds_left = name_bytes = 0
-            if (
-                count
-                or not call_id
-                or length > most[kind]
-                or length < least[kind]
-                or (flags and (kind != CALL or flags > BOTH_STREAMS))
-            ):
+            if not self._unclaimed:
+                simple = position
+                kind = data[position + _KIND_AT]
+                if kind == CALL and self._theirs == self._ours == OPEN:
+                    position = self._take_calls(data, position, end)
+                elif kind == REPLY and not self._streams:
+                    position = self._take_replies(data, position, end)
+                if position != simple:
+                    continue
+            length, kind, flags, count, call_id = _unpack_header(data, position)
+            if count or flags or not call_id or not least[kind] <= length <= most[kind]:
                 self._check_header(length, kind, flags, count, call_id)
             start = position + _HEADER_BYTES
             stop = start + length
@@ -112,40 +127,61 @@ class BinaryConnection(SharingConnection):
                 self._frame = kind, flags, call_id
                 self._frame_bytes = _HEADER_BYTES + length
                 break
-            position = stop
-            if kind == CALL:
-                name_at = start + _CALL_HEAD_BYTES
-                begin = name_at + name_bytes
-                method = called.get(data[name_at:begin])
-                if (
-                    method is None
-                    or begin >= stop
-                    or flags > BOTH_STREAMS
-                    or call_id != self._last_taken + 2
-                    or not self._theirs == self._ours == OPEN
-                    or len(taken) >= calls_max
-                    or call_id in taken
-                ):
-                    self._read_call(data, start, stop, flags, call_id)
-                    continue
-                self._last_taken = call_id
-                taken[call_id] = FIRST_STATES[flags]
-                call = Call(call_id, method, data[begin:stop], milliseconds_left, b"", flags, self._claimed)
-                self._claimed = _NOTHING
-                self._events.append(call)
-            elif kind == REPLY:
-                state = self._made.get(call_id, CANCELLED_FROM)
-                if state < CANCELLED_FROM and not count and not self._streams:
-                    del self._made[call_id]
-                    self._events.append(Reply(call_id, data[start:stop], _NOTHING))
-                else:
-                    self._read(data, start, stop, kind, flags, call_id)
-            else:
-                self._read(data, start, stop, kind, flags, call_id)
+            position = self._read(data, start, stop, kind, flags, call_id)
         if position < end:
             self._keep(data, position)
         elif self._unclaimed:
             raise _unannounced(self._unclaimed)
+
+    def _take_calls(self, data: bytes, position: int, end: int) -> int:
+        """Take the calls that come one after the other, as long as they are whole, and there is nothing more to them.
+
+        Returns:
+            Where the first frame begins that is something else, and was not looked at.
+        """
+        taken, called, add = self._taken, self._called, self._events.append
+        longest, places = self.limits.payload_bytes_max, self.limits.calls_max - len(taken)
+        next_id = self._last_taken + 2
+        while end - position >= _CALL_FRAME_BYTES and places > 0:
+            length, what, call_id, milliseconds_left, name_bytes = _unpack_short_call(data, position)
+            name_at = position + _CALL_FRAME_BYTES
+            begin, stop = name_at + name_bytes, position + _HEADER_BYTES + length
+            flags, method = _PLAIN_CALLS.get(what), called.get(data[name_at:begin])
+            if (
+                flags is None
+                or method is None
+                or call_id != next_id
+                or not begin < stop <= end
+                or length > longest
+                or call_id in taken
+            ):
+                break
+            taken[call_id] = FIRST_STATES[flags]
+            add(Call(call_id, method, data[begin:stop], milliseconds_left, b"", flags, _NOTHING))
+            position = stop
+            next_id += 2
+            places -= 1
+        self._last_taken = next_id - 2
+        return position
+
+    def _take_replies(self, data: bytes, position: int, end: int) -> int:
+        """The same for replies to calls without streams."""
+        made, add, longest = self._made, self._events.append, self.limits.payload_bytes_max
+        while end - position > _HEADER_BYTES:
+            length, what, call_id = _unpack_short(data, position)
+            start = position + _HEADER_BYTES
+            stop = start + length
+            if (
+                what != REPLY
+                or not start < stop <= end
+                or length > longest
+                or made.get(call_id, CANCELLED_FROM) >= CANCELLED_FROM
+            ):
+                break
+            del made[call_id]
+            add(Reply(call_id, data[start:stop], _NOTHING))
+            position = stop
+        return position
 
     # One frame by itself, which is what a caller and a callee exchange who wait for each other. Each of these does in
     # one step what the general way does, or nothing, if it is not that simple.
@@ -199,7 +235,7 @@ class BinaryConnection(SharingConnection):
     def send_call_alone(self, method: str, arguments: bytes, milliseconds_left: int, flags: int = 0) -> bytes:
         """The bytes of a call, to be sent at once; empty if it has to be made by `send_call`."""
         name = self._names.get(method)
-        call_id = self._last_made + 2
+        call_id = self.last_call_made + 2
         if (
             name is None
             or self._pieces
@@ -211,10 +247,10 @@ class BinaryConnection(SharingConnection):
             or call_id > ID_MAX
         ):
             return b""
-        length = 4 + len(name) + len(arguments)
-        if length > _JOIN_BYTES_MAX or not arguments or milliseconds_left >> MILLISECONDS_BITS:
+        length = _TIME_BYTES + len(name) + len(arguments)
+        if length > self._alone_bytes_max or not arguments or milliseconds_left >> MILLISECONDS_BITS:
             return b""
-        self._last_made = call_id
+        self.last_call_made = call_id
         self._made[call_id] = FIRST_STATES[flags]
         head = _pack_call(length, CALL, flags, 0, call_id, milliseconds_left)
         return b"".join((head, name, arguments))
@@ -309,6 +345,7 @@ class BinaryConnection(SharingConnection):
         self.peer_payload_bytes_max = theirs.payload_bytes_max
         self.peer_calls_max = theirs.calls_max
         self._send_bytes_max = min(self.limits.payload_bytes_max, theirs.payload_bytes_max)
+        self._alone_bytes_max = min(self._send_bytes_max, bounds.ALONE_BYTES_MAX)
         self._peer_steps(PREFACE)
         if self._ours == GREETING:
             self._greet(theirs.version)
@@ -319,11 +356,11 @@ class BinaryConnection(SharingConnection):
             missing = f", {self.bytes_missing} bytes before its end" if self._frame_bytes else ""
             raise RemoteProtocolError(f"the peer's output ended in the middle of a frame{missing}")
 
-    def _read(self, data: Payload, start: int, stop: int, kind: int, flags: int, call_id: int) -> None:
-        """Read any frame that has come whole."""
+    def _read(self, data: Payload, start: int, stop: int, kind: int, flags: int, call_id: int) -> int:
+        """Read any frame that has come whole, and items together with those behind it; where what was read ends."""
         descriptors = self._claimed
         if kind == ITEM:
-            self._received_item(call_id, data[start:stop], descriptors)
+            stop = self._read_items(data, start, stop, call_id)
         elif kind == CALL:
             self._read_call(data, start, stop, flags, call_id)
         elif kind == REPLY:
@@ -337,6 +374,7 @@ class BinaryConnection(SharingConnection):
         elif kind < frames.MAY_IGNORE_FROM:
             self._read_control(data, start, stop, kind, call_id)
         self._claimed = _NOTHING
+        return stop
 
     def _read_control(self, data: Payload, start: int, stop: int, kind: int, call_id: int) -> None:
         if kind == CREDIT:
@@ -391,6 +429,41 @@ class BinaryConnection(SharingConnection):
 
     # Sending.
 
+    def send_call(
+        self,
+        method: str,
+        arguments: Payload,
+        milliseconds_left: int = 0,
+        *,
+        context: Payload = b"",
+        flags: int = 0,
+        descriptors: Descriptors = (),
+    ) -> int:
+        """See `Connection.send_call`; the common one takes fewer steps."""
+        name, made = self._names.get(method, b""), self._made
+        call_id = self.last_call_made + 2
+        length = _TIME_BYTES + len(name) + len(arguments)
+        if (
+            not name
+            or not arguments
+            or context
+            or descriptors
+            or length > _JOIN_BYTES_MAX
+            or flags & ~BOTH_STREAMS
+            or milliseconds_left >> MILLISECONDS_BITS
+            or call_id > ID_MAX
+            or call_id in made
+            or not self._theirs <= self._ours == OPEN
+            or len(made) >= self.peer_calls_max
+        ):
+            return super().send_call(
+                method, arguments, milliseconds_left, context=context, flags=flags, descriptors=descriptors
+            )
+        self.last_call_made = call_id
+        made[call_id] = FIRST_STATES[flags]
+        self._pieces += (_pack_call(length, CALL, flags, 0, call_id, milliseconds_left), name, arguments)
+        return call_id
+
     def send_reply(self, call_id: int, result: Payload, descriptors: Descriptors = ()) -> None:
         """See `Connection.send_reply`; the common one takes fewer steps."""
         length = len(result)
@@ -415,7 +488,7 @@ class BinaryConnection(SharingConnection):
         if context:
             name += frames.context_field(context, self.limits.context_bytes_max)
             flags |= HAS_CONTEXT
-        length = 4 + len(name) + len(arguments)
+        length = _TIME_BYTES + len(name) + len(arguments)
         head = _pack_call(length, kind, flags, len(descriptors), call_id, milliseconds_left)
         if descriptors or length > _JOIN_BYTES_MAX or not arguments:
             self._check_payload(length, arguments, descriptors)
@@ -472,7 +545,8 @@ class BinaryConnection(SharingConnection):
 
     def _greet(self, version: int) -> None:
         self._we_step(PREFACE)
-        self._pieces.append(self._greeting._replace(version=version).encode())
+        taken = self.limits.payload_bytes_max, self.limits.calls_max
+        self._pieces.append(preface.Preface(version, self._versions, self._features, *taken).encode())
 
     def _name_field(self, method: str) -> bytes:
         """Encode a method's name, and keep it for the next call."""

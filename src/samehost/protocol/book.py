@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from samehost.errors import LocalProtocolError, RemoteProtocolError
-from samehost.limits import WINDOW_ITEMS
+from samehost.limits import WINDOW_BYTES, WINDOW_ITEMS
 from samehost.protocol.states import (
     BY_CALLEE,
     CANCELLED_FROM,
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 ID_MAX = 2**32 - 1
 _HALF = 2**31
+_CALLER_SENDS_ITEMS = tuple(ITEM in steps for steps in STEPS)
+_CALLEE_SENDS_ITEMS = tuple(ITEM | BY_CALLEE in steps and state < CANCELLED_FROM for state, steps in enumerate(STEPS))
+"""Whether the caller, or the callee, may send an item, by the state of the call."""
 
 
 class CallBook:
@@ -34,9 +37,22 @@ class CallBook:
 
     Attributes:
         limits: what this end takes.
+        last_call_made: the id of our last call.
         late_frames: frames for calls that had ended, and notifications that came after we left; all were ignored.
         refused_calls: calls answered with `busy` or `draining` before anybody saw them.
     """
+
+    __slots__ = (
+        "_last_taken",
+        "_made",
+        "_parity",
+        "_streams",
+        "_taken",
+        "last_call_made",
+        "late_frames",
+        "limits",
+        "refused_calls",
+    )
 
     def __init__(self, is_client: bool, limits: Limits) -> None:
         self.limits = limits
@@ -47,13 +63,8 @@ class CallBook:
         self._taken: dict[int, int] = {}
         self._streams: dict[int, StreamCredit] = {}
         # Each one below the first id of its side, which 2 is added to.
-        self._last_made = -1 if is_client else 0
+        self.last_call_made = -1 if is_client else 0
         self._last_taken = 0 if is_client else -1
-
-    @property
-    def last_call_made(self) -> int:
-        """The id of our last call."""
-        return self._last_made
 
     @property
     def calls_made(self) -> int:
@@ -75,11 +86,14 @@ class CallBook:
 
     def may_send_item(self, call_id: int) -> bool:
         """Whether `send_item` is allowed now: the call streams in our direction, lives, and the peer gave credit."""
-        state = self._side_of(call_id).get(call_id)
-        if state is None or state >= CANCELLED_FROM or self._step_of(call_id, ITEM, sending=True) not in STEPS[state]:
+        if call_id & 1 == self._parity:
+            state, sends_items = self._made.get(call_id, CANCELLED_FROM), _CALLER_SENDS_ITEMS
+        else:
+            state, sends_items = self._taken.get(call_id, CANCELLED_FROM), _CALLEE_SENDS_ITEMS
+        if not sends_items[state]:
             return False
         credit = self._streams.get(call_id)
-        return credit is None or credit.may_send()
+        return credit is None or (credit.items_out > 0 and credit.bytes_out > 0)
 
     def items_left(self, call_id: int) -> int:
         """How many items `send_item` takes now, as long as they are short; 0 if it takes none."""
@@ -87,6 +101,21 @@ class CallBook:
             return 0
         credit = self._streams.get(call_id)
         return WINDOW_ITEMS if credit is None else credit.items_out
+
+    def bytes_left(self, call_id: int) -> int:
+        """How many bytes of items the peer takes now; an item may be longer."""
+        credit = self._streams.get(call_id)
+        return WINDOW_BYTES if credit is None else credit.bytes_out
+
+    def may_save_up(self, call_id: int) -> tuple[int, int]:
+        """After how many more items, and how many bytes of them, `took_item` has to hear of what a reader took."""
+        credit = self._streams.get(call_id)
+        return (WINDOW_ITEMS // 2, WINDOW_BYTES // 2) if credit is None else credit.may_save_up()
+
+    def items_widened(self, call_id: int) -> int:
+        """How many items the peer has added to the window of this stream, PROTOCOL.md section 6.5."""
+        credit = self._streams.get(call_id)
+        return 0 if credit is None else credit.widened_out
 
     def _side_of(self, call_id: int) -> dict[int, int]:
         return self._made if call_id & 1 == self._parity else self._taken
@@ -164,14 +193,14 @@ class CallBook:
 
     def _count_late(self, call_id: int, frame: int) -> None:
         """Count a frame for a call that has ended; refuse one for a call that never was."""
-        last = self._last_made if call_id & 1 == self._parity else self._last_taken
+        last = self.last_call_made if call_id & 1 == self._parity else self._last_taken
         if not _is_behind(call_id, last):
             raise RemoteProtocolError(f"{FRAME_NAMES[frame]} for call {call_id}, which was never made")
         self.late_frames += 1
 
     def _unsent_after(self, last_call: int) -> tuple[int, ...]:
         """Our calls that the peer did not accept, if this is the last one that it did; 0 for none."""
-        if last_call and (last_call & 1 != self._parity or not _is_behind(last_call, self._last_made)):
+        if last_call and (last_call & 1 != self._parity or not _is_behind(last_call, self.last_call_made)):
             raise RemoteProtocolError(f"GOAWAY after call {last_call}, which was never made")
         return tuple(call_id for call_id in self._made if not _is_behind(call_id, last_call))
 

@@ -63,6 +63,18 @@ class Connection(Receiver):
             `is_mid_frame` holds and this stays the same, it is still the same one that the peer owes the rest of.
     """
 
+    __slots__ = (
+        "__weakref__",
+        "_chunks",
+        "_claimed",
+        "_output",
+        "_partial",
+        "_pieces",
+        "_unclaimed",
+        "_waiting",
+        "partial_frames",
+    )
+
     codec: ClassVar[str]
 
     def __init__(self, is_client: bool, limits: Limits) -> None:
@@ -164,11 +176,11 @@ class Connection(Receiver):
             raise self._no_call()
         if (flags and flags & ~BOTH_STREAMS) or milliseconds_left >> MILLISECONDS_BITS:
             raise LocalProtocolError(f"flags={flags} and milliseconds_left={milliseconds_left} cannot be written")
-        call_id = self._last_made + 2
+        call_id = self.last_call_made + 2
         if call_id > ID_MAX or call_id in self._made:
-            call_id = self._free_id_after(self._last_made, self._made)
+            call_id = self._free_id_after(self.last_call_made, self._made)
         self._write_call(call_id, method, arguments, milliseconds_left, context, flags, descriptors)
-        self._last_made = call_id
+        self.last_call_made = call_id
         self._made[call_id] = FIRST_STATES[flags]
         return call_id
 
@@ -251,6 +263,11 @@ class Connection(Receiver):
         self._write_item(call_id, value, descriptors)
         credit.sent(len(value))
 
+    def send_items(self, call_id: int, values: list[bytes]) -> None:
+        """Send several elements of a stream, one or more; otherwise as `send_item`."""
+        for value in values:
+            self.send_item(call_id, value)
+
     def send_note(self, call_id: int, value: Payload) -> None:
         """Report progress of a call, PROTOCOL.md section 5.6."""
         self._step_out(call_id, NOTE)
@@ -267,20 +284,45 @@ class Connection(Receiver):
             )
         self._write_credit(call_id, items, byte_count)
 
-    def took_item(self, call_id: int, byte_count: int, *, at_once: bool = False) -> None:
+    def took_item(self, call_id: int, byte_count: int, *, items: int = 1, at_once: bool = False) -> bool:
         """Note that the reader is done with an item that had so many bytes, so that the peer gets its credit back.
 
         Args:
+            items: how many it were that had so many bytes in all.
             at_once: rather than with that of further items.
 
-        Does nothing for a call that has ended or was cancelled, whose last items may still be read.
+        Returns:
+            Whether there is something to send. Nothing is done for a call that has ended or was cancelled, whose last
+            items may still be read.
         """
         credit = self._streams.get(call_id)
         if credit is None or self.is_cancelled(call_id):
-            return
-        grant = credit.took(byte_count, at_once=at_once)
-        if grant is not None and credit.granted(*grant):
-            self._write_credit(call_id, *grant)
+            return False
+        grant = credit.took(items, byte_count, at_once=at_once)
+        if grant is None or not credit.granted(*grant):
+            return False
+        self._write_credit(call_id, *grant)
+        return True
+
+    def widen_window(self, call_id: int, untold_items: int = 0) -> bool:
+        """Have more items under way from now on, PROTOCOL.md section 6.5, if the peer has used up what there may be.
+
+        To be called when the reader begins to wait. Not for streams of blobs, whose memory is not in what is counted.
+
+        Args:
+            untold_items: that the reader is done with, and that `took_item` was not told of.
+
+        Returns:
+            Whether there is something to send, which is never so for a call that has ended or was cancelled.
+        """
+        credit = self._streams.get(call_id)
+        if credit is None or self.is_cancelled(call_id):
+            return False
+        more = credit.widen(untold_items)
+        if not more or not credit.granted(more, 0):
+            return False
+        self._write_credit(call_id, more, 0)
+        return True
 
     def send_ping(self, token: int) -> None:
         """Ask for a `Pong` with the same token, of 32 bits, PROTOCOL.md section 8.1."""

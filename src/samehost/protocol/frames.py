@@ -45,11 +45,20 @@ HEADER = struct.Struct("<IBBHI")
 
 HEADER_BYTES = HEADER.size
 
+SHORT_HEADER = struct.Struct("<III")
+"""The same with type, flags and number of descriptors as one number, which is the type where the others are 0."""
+
 CALL_HEAD = struct.Struct("<IB")
 """Milliseconds left, length of the method's name."""
 
+TIME_BYTES = 4
+"""Of a call's milliseconds left; a method's name is written with its length before it."""
+
 CALL_FRAME = struct.Struct("<IBBHIIB")
 """Header and head of a call at once, which is what nearly every frame to a server begins with."""
+
+SHORT_CALL = struct.Struct("<IIIIB")
+"""The short header and the head of a call at once."""
 
 HEADER_AND_TIME = struct.Struct("<IBBHII")
 """The same, with a call's milliseconds left, as they are written together."""

@@ -33,6 +33,8 @@ _NO_ARGUMENTS = b"{}"
 class LinesConnection(Connection):
     """One end of a connection that speaks JSON-RPC, a message a line."""
 
+    __slots__ = ("_batches", "_call_ids", "_is_client", "_json_ids", "_last_json_id")
+
     codec: ClassVar[str] = "json"
 
     def __init__(self, is_client: bool, limits: Limits) -> None:

@@ -66,6 +66,17 @@ class Receiver(CallBook, ABC):
         is_greeted: whether the peer has opened the connection as its format wants it.
     """
 
+    __slots__ = (
+        "_events",
+        "_has_come_arena",
+        "_ours",
+        "_theirs",
+        "is_greeted",
+        "peer_calls_max",
+        "peer_features",
+        "peer_payload_bytes_max",
+    )
+
     def __init__(self, is_client: bool, limits: Limits) -> None:
         super().__init__(is_client, limits)
         # Until the peer has said otherwise, PROTOCOL.md section 3.2.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from samehost import limits
 from samehost.errors import UsageError
@@ -10,8 +10,7 @@ from samehost.errors import UsageError
 _U32_MAX = 2**32 - 1
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(msgspec.Struct, frozen=True):
     """What one end of a connection takes, PROTOCOL.md section 11.
 
     Attributes:

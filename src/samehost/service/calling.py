@@ -7,6 +7,7 @@ no more time than that one has left, and hands on its context.
 from __future__ import annotations
 
 import enum
+import functools
 import math
 import os
 from typing import TYPE_CHECKING, Any, Final
@@ -18,7 +19,6 @@ from samehost.service.call import Progress, current_call
 from samehost.service.description import limits_of
 from samehost.service.failures import Failure, error_of
 from samehost.service.remote import ANY_RESULT, RemoteMethod
-from samehost.service.signature import MISSING, Parameter, Signature
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from samehost.service.description import MethodDescription
 
 _MILLISECONDS_MAX = 2**32 - 1
-_PROGRESS: Callable[[Payload], Progress | None] = MSGPACK.decode_to(Progress)
 
 
 class ClientTimeout(enum.Enum):
@@ -87,10 +86,15 @@ def no_stream(method: str) -> WrongShape:
     return WrongShape("it answers with a value, and not with a stream", method=method)
 
 
+@functools.cache
+def _progress_decoder() -> Callable[[Payload], Progress]:
+    return MSGPACK.decode_to(Progress)
+
+
 def read_progress(note: Payload) -> Progress | None:
     """What a note says of how far a call has come; None if it is none that is known here."""
     try:
-        return _PROGRESS(note)
+        return _progress_decoder()(note)
     except CannotDecode:
         return None
 
@@ -125,6 +129,8 @@ def closed_by_server(is_greeted: bool) -> str:
 
 def remote_of(described: MethodDescription) -> RemoteMethod:
     """A method as its server describes it: with its parameters and whether it is idempotent, and any result."""
+    from samehost.service.signature import MISSING, Parameter, Signature
+
     parameters = tuple(
         Parameter(parameter.name, Any, MISSING if parameter.required else parameter.default, parameter.keyword_only)
         for parameter in described.parameters

@@ -1,15 +1,12 @@
 """What a service tells of itself, as plain records: `samehost.describe`, `samehost.health` and `samehost.stats`."""
 
-from __future__ import annotations
+# Annotations are no texts here, as msgspec would have to compile each, whenever a client starts.
 
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from samehost.codec import MSGPACK
-from samehost.service.schema import schemas_of
-from samehost.service.signature import MISSING, Items, NoStream
-from samehost.service.topic import Topic
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,6 +15,7 @@ if TYPE_CHECKING:
     from samehost.service.schema import Schema
     from samehost.service.service import Service
     from samehost.service.signature import Signature
+    from samehost.service.topic import Topic
 
 OWN_PREFIX = "samehost."
 DESCRIBE = OWN_PREFIX + "describe"
@@ -173,8 +171,10 @@ class Figures(msgspec.Struct):
     topics: dict[str, TopicFigures] = {}
 
 
-def describe(service: Service) -> Description:
+def describe(service: "Service") -> Description:
     """What a service tells of itself."""
+    from samehost.service.schema import schemas_of
+
     methods: list[Method | Topic] = [*service.methods.values(), *service.topics.values()]
     schemas, definitions = schemas_of(kind for method in methods for kind in _kinds(method.signature))
     remaining = iter(schemas)
@@ -182,12 +182,15 @@ def describe(service: Service) -> Description:
     return Description(service.name, described, definitions, str(service.allow or ""))
 
 
-def _described(method: Method | Topic, schemas: Iterator[Schema]) -> MethodDescription:
+def _described(method: "Method | Topic", schemas: "Iterator[Schema]") -> MethodDescription:
     """What there is to tell of one method.
 
     Args:
         schemas: of its types, in the order of `_kinds`.
     """
+    from samehost.service.signature import MISSING, NoStream
+    from samehost.service.topic import Topic
+
     contract = method.signature
     parameters = [
         ParameterDescription(
@@ -220,8 +223,10 @@ def _described(method: Method | Topic, schemas: Iterator[Schema]) -> MethodDescr
     return found
 
 
-def _position_of_items(contract: Signature) -> int:
+def _position_of_items(contract: "Signature") -> int:
     """How many of the parameters that are sent come before the stream; 0 without one."""
+    from samehost.service.signature import Items
+
     position = 0
     for _, filled_in, _ in contract.layout:
         if filled_in is Items:
@@ -230,8 +235,10 @@ def _position_of_items(contract: Signature) -> int:
     return 0
 
 
-def _kinds(contract: Signature) -> list[Any]:
+def _kinds(contract: "Signature") -> list[Any]:
     """The types of parameters, result and items."""
+    from samehost.service.signature import NoStream
+
     streams = [kind for kind in (contract.items_out, contract.items_in) if kind is not NoStream]
     return [*(parameter.kind for parameter in contract.parameters), contract.result, *streams]
 

@@ -7,16 +7,14 @@ pass that in.
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
-from samehost.codec import MSGPACK, CannotDecode, Decode
+from samehost.codec import MSGPACK, CannotDecode, Decode, explained
 from samehost.errors import InvalidResult, SignatureError, UsageError
 from samehost.extensions import BLOBS, FILES, holds_more, kinds_in
 from samehost.protocol import ITEMS_FOLLOW, ITEMS_WANTED
-from samehost.service import signature
-from samehost.service.signature import Items, NoStream
 
 if TYPE_CHECKING:
     from samehost.service.signature import Signature
@@ -40,8 +38,8 @@ class RemoteMethod:
         name: what it is called by.
         signature: its contract.
         is_idempotent: it may be called again when an answer got lost; None if only the server knows.
-        decode: reads an encoded result, and raises CannotDecode if it is of another type.
-        decode_item: the same for an item of the stream that it answers with.
+        decode: reads an encoded result in the fewest steps; raises whatever it does if it is of another type.
+        decode_item: reads an encoded item of the stream that it answers with; raises CannotDecode then.
         flags: those of its calls, as far as they do not depend on the arguments. ITEMS_WANTED is among them where only
             the server knows whether it answers with a stream.
         is_stream: whether it answers with a stream; None if only the server knows.
@@ -73,7 +71,7 @@ class RemoteMethod:
     ) -> None:
         self.name = name
         self.signature = contract
-        self.decode: Decode = decode or ANY_RESULT
+        self.decode: Decode = decode or _ANY_RESULT_RAW
         self.is_idempotent = is_idempotent
         self.decode_item: Decode = decode_item or ANY_RESULT
         self.is_stream: bool | None = None
@@ -81,6 +79,8 @@ class RemoteMethod:
         self.kinds = FILES | BLOBS
         self.may_send_blobs = self.is_plain = True
         if contract is not None:
+            from samehost.service.signature import NoStream
+
             self.is_stream = contract.items_out is not NoStream
             self.flags = ITEMS_WANTED * self.is_stream | ITEMS_FOLLOW * (contract.items_in is not NoStream)
             self.may_send_blobs = any(kinds_in(parameter.kind) & BLOBS for parameter in contract.parameters)
@@ -114,6 +114,8 @@ class RemoteMethod:
 
     def _place_of_items(self, positional: tuple[Any, ...], by_name: dict[str, Any]) -> list[Any]:
         """Where the declared stream is among the arguments: an index or a name."""
+        from samehost.service.signature import Items
+
         assert self.signature is not None
         name = self.signature.stream_parameter
         if not name:
@@ -155,8 +157,8 @@ class RemoteMethod:
         """
         try:
             return self.decode(encoded)
-        except CannotDecode as error:
-            raise InvalidResult(f"the result of {self.name} is not of its declared type: {error}") from error
+        except Exception as error:  # a type's own check, such as __post_init__, raises what it likes
+            raise InvalidResult(f"the result of {self.name} is not of its declared type: {explained(error)}") from error
 
     def item(self, encoded: Any) -> Any:
         """An item that was streamed.
@@ -184,6 +186,7 @@ def _is_iterator(value: Any) -> bool:
 
 
 ANY_RESULT = MSGPACK.decode_to(Any)
+_ANY_RESULT_RAW = MSGPACK.decode_raw_to(Any)
 
 
 def idempotent(function: Function) -> Function:
@@ -229,8 +232,10 @@ def declare_methods(
     methods: dict[str, RemoteMethod] = {}
     taken = set(reserved)
     for attribute, function in list(vars(owner).items()):
-        if attribute.startswith("_") or not inspect.isfunction(function):
+        if attribute.startswith("_") or not isinstance(function, FunctionType):
             continue
+        from samehost.service import signature
+
         where = f"{owner.__qualname__}.{attribute}"
         if attribute in taken:
             raise SignatureError(
@@ -243,9 +248,9 @@ def declare_methods(
             getattr(function, _NAME, attribute),
             contract,
             # An AsyncIterator has no way to declare the value at the end, which the server's generator may give.
-            MSGPACK.decode_to(_result_of(contract)),
+            MSGPACK.decode_raw_to(_result_of(contract)),
             is_declared_idempotent(function),
-            None if contract.items_out is NoStream else MSGPACK.decode_to(contract.items_out),
+            None if contract.items_out is signature.NoStream else MSGPACK.decode_to(contract.items_out),
         )
         methods[remote.name] = remote
         setattr(owner, attribute, _caller(function, remote, call))
@@ -254,11 +259,15 @@ def declare_methods(
 
 def _result_of(contract: Signature) -> Any:
     """The type of the result; anything at the end of a stream that does not say, as most iterators cannot."""
+    from samehost.service.signature import NoStream
+
     is_untold = contract.items_out is not NoStream and contract.result is type(None)
     return Any if is_untold else contract.result
 
 
 def _how_to_declare(contract: Signature, *, is_async: bool) -> str:
+    from samehost.service.signature import NoStream
+
     if contract.items_out is not NoStream:
         kind = "an AsyncIterator" if is_async else "an Iterator"
         return f"gives a stream of the other kind: this class of client gets {kind}"

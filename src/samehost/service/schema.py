@@ -8,7 +8,6 @@ schema says what it is (`x-samehost`). Classes become definitions, which schemas
 
 from __future__ import annotations
 
-import inspect
 import re
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -267,6 +266,8 @@ def _free_name(kind: Any, taken: Iterable[str]) -> str:
 
 def _doc(kind: Any) -> str:
     """What the author wrote about a class; dataclasses, named tuples and enums have texts of their own otherwise."""
+    import inspect
+
     origin = getattr(kind, "__origin__", kind)
     doc = inspect.cleandoc(vars(origin).get("__doc__") or "")
     is_made_up = (doc.startswith(f"{origin.__name__}(") and doc.endswith(")")) or doc == "An enumeration."

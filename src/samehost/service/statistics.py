@@ -1,7 +1,8 @@
 """Counting calls, and how long they took, in a few additions a call.
 
 Latencies go into buckets whose width grows with them, eight for each power of two, so that a quantile is read off to
-within an eighth of itself, whatever it is, from a list of a fixed size.
+within an eighth of itself, whatever it is, from a list of a fixed size. They are put there many at a time, since that
+takes longer than it takes a short call to do everything else but wait.
 """
 
 from __future__ import annotations
@@ -12,14 +13,29 @@ _BITS_MAX = 45
 _PARTS_BITS = 3
 _PARTS = 1 << _PARTS_BITS
 
+_NOTED_MAX = 64
+"""How many are only noted at a time."""
+
 
 class Latencies:
     """How long things took, as a histogram."""
 
-    __slots__ = ("_buckets",)
+    __slots__ = ("_buckets", "_noted")
 
     def __init__(self) -> None:
         self._buckets = [0] * ((_BITS_MAX + 1) * _PARTS)
+        self._noted: list[float] = []
+
+    def note(self, seconds: float) -> None:
+        """Count one, soon."""
+        self._noted.append(seconds)
+        if len(self._noted) >= _NOTED_MAX:
+            self._count_noted()
+
+    def _count_noted(self) -> None:
+        for seconds in self._noted:
+            self.add(int(seconds * 1e9))
+        self._noted.clear()
 
     def add(self, nanoseconds: int, count: int = 1) -> None:
         """Count one, or several that took as long."""
@@ -34,6 +50,7 @@ class Latencies:
 
     def quantile(self, share: float) -> float:
         """The seconds that this share of all stayed below or at, as 0.5 for the median; 0.0 if there is none."""
+        self._count_noted()
         wanted = share * sum(self._buckets)
         counted = 0
         for index, count in enumerate(self._buckets):
