@@ -70,7 +70,7 @@ def test_options(socket: Path) -> None:
 
 def test_addresses(socket: Path) -> None:
     address = str(socket) if os.geteuid() == 0 else "every"
-    for command in ("call", "describe", "stub", "send", "inspect"):
+    for command in ("call", "bench", "describe", "stub", "send", "inspect"):
         assert address in complete(socket, command, "")
     assert complete(socket, "call", "/") == []  # a path, which the shell knows best
     assert complete(socket, "listen", "") == []
@@ -79,6 +79,7 @@ def test_addresses(socket: Path) -> None:
 def test_methods(socket: Path) -> None:
     methods = [*every_type.every.methods, *every_type.every.topics]
     assert complete(socket, "call", socket, "") == methods
+    assert complete(socket, "bench", "--rate", "5", socket, "") == methods
     assert complete(socket, "describe", "--json", "--timeout", "3", socket, "s") == [
         "shape",
         "shapes",
@@ -94,6 +95,7 @@ def test_methods(socket: Path) -> None:
 
 def test_arguments(socket: Path) -> None:
     assert complete(socket, "call", socket, "tree", "") == ["n=", "x=", "y=", "z="]
+    assert complete(socket, "bench", socket, "tree", "n:={}", "") == ["x=", "y=", "z="]
     assert complete(socket, "call", socket, "tree", "n:={}", "-", "x=1", "") == ["y=", "z="]
     assert complete(socket, "call", socket, "nowhere", "") == []
     assert complete(socket, "call", socket, "scaled", "") == ["label=", "factor=", "items="]

@@ -34,6 +34,7 @@ COMMANDS = {
     "inspect": "who holds a socket, and who is connected to it",
     "serve": "serves a service of yours",
     "call": "calls a method of a service",
+    "bench": "how long a method of a service takes, and how many calls it answers",
     "describe": "the methods of a service: types, documentation, policies",
     "list": "the services running on this host",
     "stub": "writes a typed client's class for a service",

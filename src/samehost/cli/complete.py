@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from samehost.service.description import Description
 
 _ASK_SECONDS = 1.0
-_SERVICE_COMMANDS = ("call", "describe", "stub", "send", "inspect")
+_SERVICE_COMMANDS = ("call", "bench", "describe", "stub", "send", "inspect")
 """Those whose first argument is the address of somebody who is there."""
 
 
@@ -94,7 +94,7 @@ def _of_services(name: str, given: list[str], current: str) -> Iterable[str]:
         from samehost.cli.places import is_dead, places
 
         return [] if "/" in current else [place.address for place in places() if not is_dead(place)]
-    description = _describe(given[0]) if name in ("call", "describe") else None
+    description = _describe(given[0]) if name in ("call", "bench", "describe") else None
     if description is None:
         return ()
     if len(given) == 1:
