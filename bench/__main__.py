@@ -1,62 +1,66 @@
-"""`make bench`: samehost beside its peers, in one run, on the same work. Ratios come first: only they travel.
-
-Each row is measured in rounds that alternate with the others, so that a machine whose mood changes changes it for all.
-"""
+"""`make bench`: samehost beside its peers, in one run, on the same work. Ratios come first: only they travel."""
 
 from __future__ import annotations
 
-import statistics
+import argparse
+import shlex
 import sys
-from collections.abc import Callable
+import time
+from dataclasses import replace
 
-from bench import calls, payloads, round_trip, startup, topics
+from bench import report, targets, text
+from bench.harness import measure, with_interpreters
+from bench.machine import facts
+from bench.progress import Progress
+from bench.tables import all_tables
 
-Row = tuple[str, Callable[[], float]]
-"""What is measured, and a function that does it once and gives seconds."""
 
-
-def table(title: str, rows: list[Row], rounds: int, unit: str, scale: float) -> dict[str, float]:
-    """Measure every row once a round, and print medians, spread, and the ratio to the first row."""
-    times: dict[str, list[float]] = {name: [] for name, _ in rows}
-    for _, measure in rows:
-        measure()  # warm up: page cache, bytecode, connections
-    for number in range(rounds):
-        if sys.stderr.isatty():
-            print(f"\r{title}: round {number + 1} of {rounds}\033[K", end="", file=sys.stderr, flush=True)
-        for name, measure in rows:
-            times[name].append(measure())
-    if sys.stderr.isatty():
-        print("\r\033[K", end="", file=sys.stderr)
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    first = medians[rows[0][0]]
-    print(f"\n{title} ({rounds} rounds)\n{'ratio':>7} {'median':>10} {'min':>10} {'max':>10}   {unit}")
-    for name, values in times.items():
-        low, middle, high = (scale * value for value in (min(values), medians[name], max(values)))
-        print(f"{medians[name] / first:7.2f} {middle:10.2f} {low:10.2f} {high:10.2f}   {name}")
-    return medians
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="the essential rows, in two minutes")
+    parser.add_argument(
+        "--also",
+        action="append",
+        default=[],
+        metavar="PYTHON=LABEL",
+        help="samehost's rows once more by this interpreter, which has samehost and uvloop",
+    )
+    parser.add_argument("--only", metavar="WORD", default="", help="only tables whose key has this in it")
+    parser.add_argument("--rounds", type=int, metavar="N", help="rounds of each table, at most")
+    return parser.parse_args()
 
 
 def main() -> None:
-    version = sys.version.split()[0]
-    print(f"Python {version}")
-    with startup.rows() as rows:
-        medians = table("Start-up of whole processes", rows, rounds=31, unit="ms", scale=1e3)
-    own = medians["import samehost"] - medians["python -c pass"]
-    print(f"import samehost, own time: {own * 1e3:.1f} ms")
-    everything = medians["import samehost, every name but aio"] - medians["python -c pass"]
-    print(f"every name of samehost but aio, own time: {everything * 1e3:.1f} ms")
-    for theirs, title in (({0}, "both processes on one core"), ({1}, "a core each")):
-        with round_trip.rows({0}, theirs) as rows:
-            table(f"Round trip of 64 bytes, {title}", rows, rounds=15, unit="µs", scale=1e6)
-        with calls.round_trips({0}, theirs) as rows:
-            table(f"A call with a string of 64 bytes, {title}", rows, rounds=15, unit="µs", scale=1e6)
-    with calls.pipelines({0}, {1}) as rows:
-        table(f"The same, {calls.WINDOW} under way, a core each", rows, rounds=15, unit="µs a call", scale=1e6)
-    for size, times in ((64 * payloads.MIB, 5), (payloads.MIB, 100)):
-        with payloads.rows({0}, {1}, size, times) as rows:
-            table(f"A payload of {size // payloads.MIB} MiB, a core each", rows, rounds=9, unit="ms", scale=1e3)
-    with topics.rows({0}, {1}) as rows:
-        table(f"An item of a topic with {topics.SUBSCRIBERS} subscribers", rows, rounds=9, unit="µs", scale=1e6)
+    options = arguments()
+    others = {label: python for python, _, label in (each.rpartition("=") for each in options.also)}
+    tables = [
+        replace(with_interpreters(table, others), rounds=min(table.rounds, options.rounds or table.rounds))
+        for table in all_tables(is_quick=options.quick)
+        if options.only in table.key
+    ]
+    if not tables:
+        sys.exit(f"no table has {options.only!r} in its key")
+    begun, known = time.monotonic(), facts(others)
+    for name, value in known.items():
+        print(f"{name}: {value}")
+    progress, results = Progress(tables), []
+    try:
+        for table in tables:
+            results.append(measure(table, progress))
+            progress.end()
+            print(text.table(results[-1]), flush=True)
+    except KeyboardInterrupt:
+        progress.end()
+        print(f"Broken off after {len(results)} of {len(tables)} tables", file=sys.stderr)
+        if not results:
+            sys.exit(130)
+    judgements = targets.judge(results, list(others))
+    print(text.judgements(judgements))
+    seconds = time.monotonic() - begun
+    run = report.Run(f"python -m bench {shlex.join(sys.argv[1:])}".strip(), seconds, known, results, judgements)
+    print(f"\nIt took {seconds:.0f} s. What it found is in")
+    for file in report.write(run):
+        print(f"  {file}")
 
 
 if __name__ == "__main__":
