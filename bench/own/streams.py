@@ -29,6 +29,7 @@ def call(path: str, what: str) -> Iterator[Run]:
             "texts": lambda: sum(1 for _ in client.texts(TEXT, ITEMS)),
             "take_numbers": lambda: client.take_numbers(iter(range(ITEMS))),
             "take_texts": lambda: client.take_texts(repeat(TEXT, ITEMS)),
+            "take_texts_of_generator": lambda: client.take_texts(TEXT for _ in range(ITEMS)),
         }[what]
         assert batch() == ITEMS
         yield partial(each, batch)

@@ -23,6 +23,14 @@ OWN_ROWS = tuple(
     for what, text in WHATS.items()
     for client, call in (("blocking", "call"), ("asyncio", "call_asyncio"))
 )
+OF_GENERATOR = Row(
+    "own-take_texts-generator",
+    "samehost: strings of 64 bytes, client to server, blocking client, from a generator",
+    OWN,
+    "bench.own.service:serve",
+    "bench.own.streams:call",
+    ("take_texts_of_generator",),
+)
 PEERS = (Row("zmq", "pyzmq PAIR, 64 bytes", "pyzmq", "bench.peers.zeromq:serve_stream", "bench.peers.zeromq:stream"),)
 
 
@@ -31,7 +39,7 @@ def tables(is_quick: bool) -> list[Table]:
         Table(
             "streams",
             "Small items of a stream, one way, a core each",
-            OWN_ROWS + PEERS,
+            (*OWN_ROWS, OF_GENERATOR, *PEERS),
             unit="µs an item",
             rate=("thousand a second", 1e-3),
             rounds=5 if is_quick else 9,

@@ -12,6 +12,7 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Generator, Iterable
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 from samehost import limits
@@ -28,9 +29,9 @@ _PATIENCE_SECONDS_MIN = 0.001
 """How long the answer to an item is waited for before the next one is pulled: half as long after each time that was in
 vain, and then no longer at all, and twice as long after each that was not."""
 
-_AT_HAND = frozenset(
-    map(type, map(iter, ([], (), range(1), range(1 << 64), set(), {}, {}.values(), {}.items(), deque(), "", b"")))
-)
+_LIKE_LISTS: list[Iterable[Any]] = [[], (), range(1), range(1 << 64), set(), {}, deque(), repeat(0), "", b""]
+_LIKE_LISTS += [{}.values(), {}.items()]
+_AT_HAND = frozenset(type(iter(one)) for one in _LIKE_LISTS)
 """Iterators whose next item is never waited for, and that run nothing of the program's."""
 
 _LOOK_SECONDS = 0.001
